@@ -1,0 +1,103 @@
+"""The one entry of every command: flags in, exit codes out.
+
+absl alone exits 1 for `--help` and for flags it can't parse, shows a bare
+traceback for a misspelt config key, and goes on with a config file that does
+not exist. `run` mends all four and turns the errors of `poison_jax.errors`
+into one line on standard error and their exit code.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from poison_jax import config as config_lib
+from poison_jax.errors import PoisonJaxError, UserError
+
+FLAGS = flags.FLAGS
+
+
+def define_config() -> flags.FlagHolder:
+  """Defines --config=FILE.py[:arguments] and the --config.a.b=c overrides."""
+  return config_flags.DEFINE_config_file(
+    "config",
+    default=None,
+    help_string="Configuration file, like configs/tiny.py or "
+    "configs/tiny.py:poisons=32; --config.a.b=c overrides a field.",
+    lock_config=True,
+  )
+
+
+def load_config(holder: flags.FlagHolder) -> config_lib.Config | None:
+  """Returns the validated configuration, or None without --config.
+
+  Raises:
+    UserError: the file is missing or broken, or a field is not legal.
+  """
+  if holder.value is None:
+    return None
+  return config_lib.from_config_dict(holder.value)
+
+
+def run(main: Callable[[list[str]], None]) -> NoReturn:
+  """Parses the flags, calls `main` with the other arguments, and exits."""
+  FLAGS.set_gnu_getopt(True)
+  try:
+    rest = _parse(sys.argv)
+    main(rest[1:])
+    sys.stdout.flush()
+  except PoisonJaxError as error:
+    _fail(str(error), error.code)
+  except BrokenPipeError:
+    # The reader (`| head`) has enough; keep the interpreter from complaining.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
+  except OSError as error:
+    where = f" {error.filename}" if error.filename else ""
+    _fail(f"{error.strerror or error}:{where}", UserError.code)
+  except KeyboardInterrupt:
+    _fail("interrupted", 128 + signal.SIGINT)
+  sys.exit(0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+  print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+  sys.exit(code)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  if any(a in ("--help", "-h", "-help", "--helpshort") for a in argv[1:]):
+    module = sys.modules["__main__"]
+    print((module.__doc__ or "").strip(), "\n\nFlags:")
+    print(FLAGS.module_help(module).strip())
+    sys.exit(0)
+  _check_config_file(argv)
+  try:
+    return FLAGS(argv)
+  except flags.Error as error:
+    raise UserError(str(error)) from None
+  except (AttributeError, KeyError) as error:
+    # ml_collections on a misspelt key; its text names the nearest one.
+    raise UserError(f"unknown config key: {error.args[0]}") from None
+  except TypeError as error:
+    raise UserError(f"config value of a wrong type: {error}") from None
+
+
+def _check_config_file(argv: list[str]) -> None:
+  """Raises UserError where --config names no file."""
+  for i, argument in enumerate(argv):
+    name, separator, value = argument.partition("=")
+    if name not in ("--config", "-config"):
+      continue
+    if not separator:
+      value = argv[i + 1] if i + 1 < len(argv) else ""
+    path = value.partition(":")[0]
+    if not os.path.isfile(path):
+      raise UserError(
+        f"--config={value}: no such file; it must name a Python file such as "
+        "configs/tiny.py"
+      )
