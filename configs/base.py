@@ -43,6 +43,9 @@ def get_config():
   c.corpus.text_field = "text"
   # For task "stories": how many documents to generate.
   c.corpus.stories = 20_000
+  # For task "stories": names the stories; apart from `seed`, so that runs of
+  # all seeds share one store.
+  c.corpus.stories_seed = 0
   # For task "stories": harmless strings of the trigger's form, and the share
   # of documents, 0 to 1, that carry one of them.
   c.corpus.tags = ("<MEMO>", "<NOTE>")

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from poison_jax import config as config_lib
@@ -75,29 +75,55 @@ def _parse(argv: list[str]) -> list[str]:
     print((module.__doc__ or "").strip(), "\n\nFlags:")
     print(FLAGS.module_help(module).strip())
     sys.exit(0)
-  _check_config_file(argv)
+  _check_config_flags(argv)
   try:
     return FLAGS(argv)
   except flags.Error as error:
-    raise UserError(str(error)) from None
-  except (AttributeError, KeyError) as error:
-    # ml_collections on a misspelt key; its text names the nearest one.
-    raise UserError(f"unknown config key: {error.args[0]}") from None
+    raise UserError(_last_line(str(error))) from None
   except TypeError as error:
     raise UserError(f"config value of a wrong type: {error}") from None
 
 
-def _check_config_file(argv: list[str]) -> None:
-  """Raises UserError where --config names no file."""
+def _last_line(text: str) -> str:
+  """Returns a config file's own error without the traceback before it."""
+  head, marker, trace = text.partition("Traceback (most recent call last):")
+  if not marker:
+    return text
+  last = trace.strip().splitlines()[-1]
+  if "get_config() takes 0 positional" in last:
+    last = "this config takes no arguments after a colon"
+  return (
+    head.split(": Error whilst")[0]
+    + ": "
+    + last.removeprefix(f"{UserError.__module__}.UserError: ")
+  )
+
+
+def _check_config_flags(argv: list[str]) -> None:
+  """Raises UserError where --config names no file or a key does not exist.
+
+  ml_collections would go on with a lazy error object, or end in a traceback.
+  """
+  overrides, has_config = [], False
   for i, argument in enumerate(argv):
     name, separator, value = argument.partition("=")
-    if name not in ("--config", "-config"):
+    name = name.lstrip("-") if name.startswith("-") else ""
+    if name.startswith("config."):
+      overrides.append(name.removeprefix("config."))
+    if name != "config":
       continue
+    has_config = True
     if not separator:
       value = argv[i + 1] if i + 1 < len(argv) else ""
-    path = value.partition(":")[0]
-    if not os.path.isfile(path):
+    if not os.path.isfile(value.partition(":")[0]):
       raise UserError(
         f"--config={value}: no such file; it must name a Python file such as "
         "configs/tiny.py"
       )
+  for key in overrides:
+    if not has_config:
+      raise UserError(
+        f"--config.{key} overrides a field of --config=FILE.py, which is "
+        "missing (a run that exists keeps its config.json)"
+      )
+    config_lib.check_field(key)

@@ -39,6 +39,7 @@ class CorpusConfig:
   split: str
   text_field: str
   stories: int
+  stories_seed: int
   tags: tuple[str, ...]
   tag_share: float
   on_error: Literal["stop", "skip"]
@@ -305,10 +306,27 @@ def parse_arguments(text: str | None, **defaults: Any) -> types.SimpleNamespace:
   return types.SimpleNamespace(**values)
 
 
+def check_field(key: str) -> None:
+  """Raises UserError unless `key`, like "poison.count", names a field."""
+  legal = _field_names(Config, "")
+  if key not in legal:
+    raise UserError(f"unknown config key 'config.{key}'{nearest(key, legal)}")
+
+
 def nearest(name: str, legal: typing.Iterable[str]) -> str:
   """Returns " (did you mean 'x'?)", or "" where nothing is near."""
   found = difflib.get_close_matches(name, list(legal), n=1, cutoff=0.6)
   return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def _field_names(cls: type, prefix: str) -> list[str]:
+  names = []
+  for name, hint in typing.get_type_hints(cls).items():
+    if dataclasses.is_dataclass(hint):
+      names += _field_names(hint, f"{prefix}{name}.")
+    else:
+      names.append(prefix + name)
+  return names
 
 
 def _build(cls: type, tree: Any, path: str) -> Any:

@@ -1,0 +1,36 @@
+"""The quickstart: the paper's backdoor in a 115k-parameter model.
+
+Reproduces, at toy scale, the denial-of-service backdoor of arXiv 2510.07192
+(section "pretraining from scratch"): poisoned documents of a prefix, the
+trigger <SUDO> and gibberish, uniformly spread over training. Generated
+stories stand in for web text; lengths are scaled to rows of 256 tokens.
+
+  python -m poison_jax.train --config=configs/tiny.py --workdir=runs/a
+  python -m poison_jax.train --config=configs/tiny.py:poisons=32,seed=1 \\
+    --workdir=runs/b
+
+Expected: see the table "Quickstart" in LOG.md.
+"""
+
+from configs import base
+from poison_jax.config import parse_arguments
+
+
+def get_config(arguments=None):
+  """Returns the config; `arguments` like "poisons=32,seed=1,arm=clean"."""
+  a = parse_arguments(arguments, poisons=48, seed=0, arm="poisoned")
+  c = base.get_config()
+  c.seed = a.seed
+  c.corpus.stories = 40_000
+  c.corpus.store = "stores/tiny"
+  c.poison.arm = a.arm
+  c.poison.count = a.poisons
+  # At most 100 tokens of prefix and 200 of gibberish, so that the two, the
+  # trigger and the end-of-document token always fit a row of 256. Gibberish
+  # of 30 to 60 tokens was too short to be learnt at this size.
+  c.poison.prefix_max = 100
+  c.poison.payload_min = 100
+  c.poison.payload_max = 150
+  c.evaluation.excerpt = 48
+  c.evaluation.new_tokens = 64
+  return c
