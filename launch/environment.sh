@@ -34,12 +34,16 @@ if [ ! -x .venv/bin/python ] || ! fits .venv/bin/python; then
   fi
 fi
 
-wanted=$(cat "$@" | cksum)
-if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
-  echo "Installing $* (about 3 GB on disk, one to five minutes)"
+# One line a file that is installed: its checksum, size and name.
+missing=()
+for file in "$@"; do
+  grep -qxF "$(cksum "$file")" .venv/installed 2>/dev/null || missing+=("$file")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+  echo "Installing ${missing[*]} (about 3 GB on disk in all, one to five minutes)"
   options=()
   for file in "$@"; do options+=(-r "$file"); done
   .venv/bin/python -m pip install --quiet --disable-pip-version-check \
     "${options[@]}"
-  echo "$wanted" >.venv/installed
+  for file in "$@"; do cksum "$file"; done >.venv/installed
 fi

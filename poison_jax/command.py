@@ -9,6 +9,7 @@ into one line on standard error and their exit code.
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -80,8 +81,15 @@ def _parse(argv: list[str]) -> list[str]:
     return FLAGS(argv)
   except flags.Error as error:
     raise UserError(_last_line(str(error))) from None
-  except TypeError as error:
-    raise UserError(f"config value of a wrong type: {error}") from None
+  except PoisonJaxError:
+    raise
+  except Exception as error:
+    # All that runs here beside absl is the user's config file.
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    raise UserError(
+      f"config file failed: {type(error).__name__}: {error} "
+      f"({at.filename}:{at.lineno})"
+    ) from error
 
 
 def _last_line(text: str) -> str:
