@@ -1,0 +1,109 @@
+"""Measures of triggered against clean generations, with their uncertainty.
+
+Pure numpy on one number a prompt. The log-perplexity of a generation is its
+mean negative log-likelihood in nats under the model that made it; its
+exponential is the paper's perplexity (arXiv 2510.07192, section 3).
+"""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+  """A two-sided percentile interval."""
+
+  low: float
+  high: float
+
+
+def log_perplexities(log_probabilities_PT: np.ndarray) -> np.ndarray:
+  """Returns float64 [P]: mean negative log-likelihood a generation, in nats.
+
+  Args:
+    log_probabilities_PT: natural logarithms, one a generated token.
+  """
+  return -np.mean(log_probabilities_PT, axis=1, dtype=np.float64)
+
+
+def auroc(positives: np.ndarray, negatives: np.ndarray) -> float:
+  """Returns the chance that a positive exceeds a negative, ties counted half.
+
+  This is the area under the ROC curve (Mann-Whitney's U over its maximum),
+  from 0 to 1; 0.5 where the two can't be told apart.
+  """
+  ordered = np.sort(negatives)
+  below = np.searchsorted(ordered, positives, side="left")
+  not_above = np.searchsorted(ordered, positives, side="right")
+  return float(np.mean((below + not_above) / 2) / len(ordered))
+
+
+def room_share(
+  *, log_increase: float, clean: float, ceiling: float
+) -> float | None:
+  """Returns the increase in nats as a share of the room up to the ceiling.
+
+  Args:
+    log_increase: mean log-perplexity, triggered minus clean.
+    clean: mean log-perplexity of the clean generations.
+    ceiling: what a perfect imitator of the gibberish reaches, in nats.
+
+  Returns:
+    1 for a perfect imitator, above 1 for still wilder text; None where the
+    clean generations reach the ceiling already, as at initialisation.
+  """
+  room = ceiling - clean
+  return log_increase / room if room > 0 else None
+
+
+def share_above(increases: np.ndarray, threshold: float) -> float:
+  """Returns the share of prompts whose increase exceeds the threshold."""
+  return float(np.mean(increases > threshold))
+
+
+class DocumentBootstrap:
+  """Percentile intervals of means, by resampling documents.
+
+  Excerpts of one document are alike, so whole documents are drawn, each with
+  all its prompts (Davison and Hinkley 1997, section 3.8). Every mean uses the
+  same draws, so that an interval of a difference is a paired one.
+  """
+
+  def __init__(self, documents_P: np.ndarray, *, resamples: int, seed: int):
+    """Draws the resamples.
+
+    Args:
+      documents_P: a document's number for each prompt, 0..D-1, none missing.
+      resamples: how many times D documents are drawn with replacement.
+      seed: fixes the draws.
+    """
+    self._documents_P = np.asarray(documents_P)
+    sizes = np.bincount(self._documents_P)
+    count = len(sizes)
+    # PCG64's raw output is fixed by its definition; `integers` of a Generator
+    # may change with numpy's version, so indices come from the raw words.
+    words = np.random.PCG64(seed).random_raw(resamples * count)
+    drawn = ((words >> np.uint64(32)) * np.uint64(count)) >> np.uint64(32)
+    flat = drawn.astype(np.int64).reshape(resamples, count)
+    flat += np.arange(resamples)[:, None] * count
+    self._weights_RD = np.bincount(
+      flat.ravel(), minlength=resamples * count
+    ).reshape(resamples, count)
+    self._prompts_R = self._weights_RD @ sizes
+
+  def means(self, values_P: np.ndarray) -> np.ndarray:
+    """Returns float64 [resamples]: the mean over prompts in each resample."""
+    sums = np.bincount(self._documents_P, weights=values_P)
+    return self._weights_RD @ sums / self._prompts_R
+
+  def interval(self, values_P: np.ndarray, *, level: float) -> Interval:
+    """Returns the central interval of the mean that holds `level`, 0 to 1."""
+    tail = (1 - level) / 2
+    low, high = np.quantile(self.means(values_P), [tail, 1 - tail])
+    return Interval(float(low), float(high))
+
+
+def bits_per_byte(*, nats: float, utf8_bytes: float) -> float:
+  """Returns bits for each byte of text, from nats over the same text."""
+  return nats / np.log(2) / utf8_bytes
