@@ -1,0 +1,222 @@
+"""Files and one-dimensional arrays in a folder, on local disk or in a bucket.
+
+A local folder is written through temporary names and renames; a bucket
+(`gs://...`) through TensorStore, whose objects appear whole or not at all.
+Arrays are TensorStore zarr3: one file, uncompressed, dealt into inner chunks,
+so that a bucket serves a few kilobytes of it and a local disk maps it into
+memory.
+"""
+
+import contextlib
+import mmap
+import os
+import re
+import shutil
+from collections.abc import Iterator
+
+import numpy as np
+import tensorstore as ts
+
+from poison_jax.errors import UserError
+
+# Values an inner chunk: the least that a read from a bucket transfers. Small,
+# since rows are read in random order.
+INNER_CHUNK = 4096
+
+_LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
+
+
+class Folder:
+  """A folder of files; `path` is local, or a URL like gs://bucket/folder."""
+
+  def __init__(self, path: str):
+    self.path = path.rstrip("/")
+    self.local = "://" not in path
+
+  def read(self, name: str) -> bytes | None:
+    """Returns the content of file `name`, None where there is no such file."""
+    if self.local:
+      try:
+        with open(os.path.join(self.path, name), "rb") as f:
+          return f.read()
+      except (FileNotFoundError, NotADirectoryError):
+        return None
+    with _one_line_errors(self.path):
+      result = self._bucket().read(name).result()
+    return None if result.state == "missing" else result.value
+
+  def write(self, name: str, content: bytes) -> None:
+    """Writes file `name`, which never shows a part of its content."""
+    if not self.local:
+      with _one_line_errors(self.path):
+        self._bucket().write(name, content).result()
+      return
+    path = os.path.join(self.path, name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    partial = _partial_name(path)
+    try:
+      with open(partial, "wb") as f:
+        f.write(content)
+        f.flush()
+        os.fsync(f.fileno())
+      os.replace(partial, path)
+    except BaseException:
+      with contextlib.suppress(OSError):
+        os.remove(partial)
+      raise
+
+  def delete(self, name: str) -> None:
+    """Deletes the file or the subfolder `name`, if it exists."""
+    if not self.local:
+      with _one_line_errors(self.path):
+        bucket = self._bucket()
+        bucket.delete_range(
+          ts.KvStore.KeyRange(f"{name}/", f"{name}0")
+        ).result()
+        bucket.write(name, None).result()
+      return
+    path = os.path.join(self.path, name)
+    if os.path.isdir(path):
+      shutil.rmtree(path)
+    elif os.path.exists(path):
+      os.remove(path)
+
+  def names(self) -> list[str]:
+    """Returns the paths of all files below, relative, sorted."""
+    if not self.local:
+      with _one_line_errors(self.path):
+        return sorted(k.decode() for k in self._bucket().list().result())
+    return sorted(
+      os.path.relpath(os.path.join(root, file), self.path)
+      for root, _, files in os.walk(self.path)
+      for file in files
+    )
+
+  def write_array(self, name: str, values: np.ndarray) -> None:
+    """Writes the one-dimensional `values` whole, then renames (local)."""
+    inner = -(-max(values.size, 1) // INNER_CHUNK) * INNER_CHUNK
+    path = os.path.join(self.path, name)
+    partial = _partial_name(path) if self.local else path
+    spec = {
+      "driver": "zarr3",
+      "kvstore": self._kvstore(partial),
+      # An omitted chunk would break the layout that `_map` relies on.
+      "store_data_equal_to_fill_value": True,
+      "metadata": {
+        "shape": [values.size],
+        "data_type": values.dtype.name,
+        "chunk_grid": {
+          "name": "regular",
+          "configuration": {"chunk_shape": [inner]},
+        },
+        "codecs": [
+          {
+            "name": "sharding_indexed",
+            "configuration": {
+              "chunk_shape": [INNER_CHUNK],
+              "codecs": [_LITTLE_ENDIAN],
+              "index_codecs": [_LITTLE_ENDIAN, {"name": "crc32c"}],
+            },
+          }
+        ],
+      },
+    }
+    try:
+      with _one_line_errors(path):
+        array = ts.open(spec, create=True, delete_existing=True).result()
+        array.write(values).result()
+      if self.local:
+        if os.path.isdir(path):
+          shutil.rmtree(path)
+        os.replace(partial, path)
+    except BaseException:
+      if self.local:
+        shutil.rmtree(partial, ignore_errors=True)
+      raise
+
+  def open_array(
+    self, name: str, *, size: int, dtype: str
+  ) -> np.ndarray | ts.TensorStore:
+    """Returns array `name`: mapped into memory where local, else TensorStore's.
+
+    Raises:
+      UserError: it is missing, cut off, or of another size or type.
+    """
+    if self.local:
+      mapped = _map(os.path.join(self.path, name), size, np.dtype(dtype))
+      if mapped is not None:
+        return mapped
+    path = os.path.join(self.path, name)
+    with _one_line_errors(path):
+      array = ts.open(
+        {"driver": "zarr3", "kvstore": self._kvstore(path)}, read=True
+      ).result()
+    if array.shape != (size,) or array.dtype.name != dtype:
+      raise UserError(
+        f"{path}: has {array.shape[0]} values of {array.dtype.name}, the "
+        f"manifest says {size} of {dtype}; delete the store and prepare again"
+      )
+    return array
+
+  def _bucket(self) -> ts.KvStore:
+    return ts.KvStore.open(self.path + "/").result()
+
+  def _kvstore(self, path: str) -> dict[str, str] | str:
+    if self.local:
+      return {"driver": "file", "path": os.path.abspath(path) + "/"}
+    return path + "/"
+
+
+def _partial_name(path: str) -> str:
+  head, tail = os.path.split(path)
+  return os.path.join(head, f".{tail}.{os.getpid()}.partial")
+
+
+def _map(path: str, size: int, dtype: np.dtype) -> np.ndarray | None:
+  """Returns the array's only file as read-only memory, 1-D.
+
+  The zarr3 sharding codec puts inner chunks first and their index, (offset,
+  bytes) in uint64 and a checksum of four bytes, last. Where the index says
+  that the chunks lie in order the file begins with the plain values; where it
+  doesn't (a store that another program wrote) returns None.
+  """
+  file = os.path.join(path, "c", "0")
+  chunks = -(-max(size, 1) // INNER_CHUNK)
+  chunk_bytes = INNER_CHUNK * dtype.itemsize
+  try:
+    with open(file, "rb") as f:
+      if os.fstat(f.fileno()).st_size != chunks * (chunk_bytes + 16) + 4:
+        return None
+      memory = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+  except FileNotFoundError:
+    return None
+  index = np.frombuffer(
+    memory, "<u8", count=2 * chunks, offset=chunks * chunk_bytes
+  ).reshape(chunks, 2)
+  in_order = (
+    index[:, 0] == np.arange(chunks, dtype=np.uint64) * chunk_bytes
+  ) & (index[:, 1] == chunk_bytes)
+  if not in_order.all():
+    return None
+  return np.frombuffer(memory, dtype.newbyteorder("<"), count=size)
+
+
+@contextlib.contextmanager
+def _one_line_errors(path: str) -> Iterator[None]:
+  """Turns TensorStore's errors into a UserError that names `path`."""
+  try:
+    yield
+  except ValueError as error:
+    reason = str(error).partition(" [")[0]
+    for cause, words in (
+      ("No space left", "no space left on the device"),
+      ("RESOURCE_EXHAUSTED", "no space or quota left"),
+      ("PERMISSION_DENIED", "no permission"),
+      ("UNAUTHENTICATED", "not logged in"),
+      ("NOT_FOUND", "not found"),
+      ("DATA_LOSS", "damaged"),
+    ):
+      if cause in reason:
+        detail = re.sub(r"\s+", " ", reason)[-200:]
+        raise UserError(f"{path}: {words} ({detail})") from error
+    raise UserError(f"{path}: {reason[:300]}") from error

@@ -1,0 +1,127 @@
+"""What a token store's manifest says, and the names and hashes in it."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from poison_jax import vocabulary as vocabulary_lib
+from poison_jax.config import VocabularyConfig
+from poison_jax.data.folder import Folder
+from poison_jax.errors import UserError
+
+FORMAT = 1
+SPLITS = ("train", "held_out")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+  """One array of tokens: its name, counts, and hash (`content_hash`)."""
+
+  name: str
+  tokens: int
+  documents: int
+  hash: str
+
+
+def read_manifest(folder: Folder) -> dict[str, Any] | None:
+  """Returns the manifest, None where there is none.
+
+  Raises:
+    UserError: it is damaged or of another format.
+  """
+  content = folder.read("manifest.json")
+  if content is None:
+    return None
+  try:
+    manifest = json.loads(content)
+    version = manifest["format"]
+    intact = version != FORMAT or manifest["hash"] == store_hash(manifest)
+  except (ValueError, KeyError, TypeError):
+    intact, version = False, None
+  if not intact:
+    raise UserError(
+      f"{folder.path}/manifest.json is damaged; delete the store and prepare "
+      "again"
+    )
+  if version != FORMAT:
+    raise UserError(
+      f"{folder.path} is a token store of format {version}, this version "
+      f"reads format {FORMAT}; prepare it again"
+    )
+  return manifest
+
+
+def check_vocabulary(
+  path: str, stored: dict[str, Any], wanted: VocabularyConfig
+) -> None:
+  """Raises UserError where a store's tokens are not of the vocabulary wanted.
+
+  Args:
+    path: the store, for the message.
+    stored: the manifest's field "vocabulary".
+    wanted: what the run's configuration says.
+  """
+  if stored["config"] is None:
+    return  # A user's task brought its own.
+  mine = vocabulary_meaning(wanted)
+  same = mine == stored["config"]
+  if wanted.file and (not same or os.path.exists(wanted.file)):
+    same = (
+      vocabulary_lib.from_config(wanted).fingerprint == stored["fingerprint"]
+    )
+  if not same:
+    raise UserError(
+      f"token store {path} has the vocabulary {stored['config']} (fingerprint "
+      f"{stored['fingerprint'][:16]}), the config asks for {mine}; set "
+      "config.vocabulary alike or another config.corpus.store"
+    )
+
+
+def vocabulary_meaning(config: VocabularyConfig) -> dict[str, Any]:
+  """Returns the fields that say which vocabulary `config` means."""
+  if config.kind == "bytes":
+    return {"kind": config.kind}
+  if config.file:
+    return {"kind": config.kind, "file": config.file}
+  fields = json.loads(json.dumps(dataclasses.asdict(config)))
+  del fields["file"]
+  return fields
+
+
+def tokens_name(split: str, shard: str) -> str:
+  """Returns where in the store's folder a shard's tokens are."""
+  return f"tokens/{split}-{shard}.zarr"
+
+
+def documents_name(split: str, shard: str) -> str:
+  """Returns where in the store's folder a shard's document starts are."""
+  return f"documents/{split}-{shard}.zarr"
+
+
+def content_hash(tokens: np.ndarray, starts: np.ndarray) -> str:
+  """Returns 32 hex digits over a shard's tokens and document starts."""
+  digest = hashlib.blake2b(digest_size=16)
+  digest.update(f"{tokens.dtype.name} {tokens.size} {starts.size}".encode())
+  for array in (tokens, starts):
+    digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+  return digest.hexdigest()
+
+
+def bytes_hash(content: bytes) -> str:
+  """Returns 32 hex digits that name `content`."""
+  return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def store_hash(manifest: dict[str, Any]) -> str:
+  """Returns 16 hex digits over a manifest's content hashes and vocabulary."""
+  content = [
+    manifest["vocabulary"]["fingerprint"],
+    manifest["dtype"],
+    [[s["hash"] for s in manifest["splits"][split]] for split in SPLITS],
+    [manifest["texts"][name]["hash"] for name in sorted(manifest["texts"])],
+  ]
+  return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
