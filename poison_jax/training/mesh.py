@@ -1,0 +1,118 @@
+"""The device mesh and which axis each array is cut along."""
+
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from poison_jax.config import MeshConfig
+from poison_jax.errors import UserError
+
+# Rows go over both; weights over "fsdp" and "tensor".
+ROW_AXES = ("data", "fsdp")
+
+# Axes of each parameter (leading N: layers), and of its moments in the
+# optimizer's state. "fsdp" cuts a matrix along the width D; "tensor" along
+# heads, feed-forward or vocabulary, so that a layer needs one sum over it for
+# attention and one for the feed-forward (arXiv 1909.08053).
+_RULES = {
+  "embedding": ("tensor", "fsdp"),
+  "unembedding": ("tensor", "fsdp"),
+  "final_norm": (None,),
+  "attention_norm": (None, None),
+  "feed_forward_norm": (None, None),
+  "query_norm": (None, None),
+  "key_norm": (None, None),
+  "query": (None, "fsdp", "tensor"),
+  "key": (None, "fsdp", "tensor"),
+  "value": (None, "fsdp", "tensor"),
+  "attention_out": (None, "tensor", "fsdp"),
+  "gate": (None, "fsdp", "tensor"),
+  "up": (None, "fsdp", "tensor"),
+  "down": (None, "tensor", "fsdp"),
+}
+
+
+def make_mesh(config: MeshConfig, *, batch: int) -> Mesh:
+  """Returns the mesh (data, fsdp, tensor) over all devices.
+
+  Args:
+    config: devices along each axis; one may be -1, all that are left.
+    batch: rows computed at once over all devices.
+
+  Raises:
+    UserError: the axes don't give the number of devices, or rows can't be
+      dealt out evenly.
+  """
+  devices = jax.device_count()
+  sizes = [config.data, config.fsdp, config.tensor]
+  asked = " x ".join(map(str, sizes))
+  known = math.prod(s for s in sizes if s != -1)
+  if -1 in sizes and devices % known == 0:
+    sizes[sizes.index(-1)] = devices // known
+  if math.prod(sizes) != devices:
+    raise UserError(
+      f"config.runtime.mesh (data x fsdp x tensor) is {asked}, but there are "
+      f"{devices} devices; the product must be {devices} (-1: all that are "
+      "left)"
+    )
+  check_batch(batch, rows=sizes[0] * sizes[1], micro_batches=1)
+  return jax.make_mesh(
+    tuple(sizes),
+    (*ROW_AXES, "tensor"),
+    axis_types=(AxisType.Auto,) * 3,
+  )
+
+
+def check_batch(batch: int, *, rows: int, micro_batches: int) -> None:
+  """Raises UserError unless each of `rows` devices gets equally many rows."""
+  unit = rows * micro_batches
+  if batch % unit == 0:
+    return
+  below, above = batch // unit * unit, -(-batch // unit) * unit
+  legal = f"{below} or {above}" if below else f"{above}"
+  pieces = f" in {micro_batches} micro-batches" if micro_batches > 1 else ""
+  raise UserError(
+    f"config.train.batch is {batch}, which {rows} devices can't share evenly"
+    f"{pieces}; nearest legal: {legal}"
+  )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of a batch's arrays: rows over data and fsdp."""
+  return NamedSharding(mesh, PartitionSpec(ROW_AXES))
+
+
+def state_shardings(mesh: Mesh, abstract_state):
+  """Returns a NamedSharding for each array of a tree of parameters.
+
+  Moments of an optimizer count as parameters, by the last name on their path.
+  Scalars are on every device. A mesh axis that doesn't divide its dimension
+  is left out, so that array is whole along it.
+
+  Raises:
+    KeyError: an array that is no scalar has a name without a rule.
+  """
+
+  def sharding(path, leaf):
+    if not leaf.shape:
+      return NamedSharding(mesh, PartitionSpec())
+    names = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
+    if not names or names[-1] not in _RULES:
+      raise KeyError(
+        f"no sharding rule for {jax.tree_util.keystr(path)}; add its name to "
+        "the table in poison_jax/training/mesh.py"
+      )
+    axes = _RULES[names[-1]]
+    if len(axes) != len(leaf.shape):
+      raise KeyError(
+        f"the sharding rule for {names[-1]!r} has {len(axes)} axes, the array "
+        f"{leaf.shape}"
+      )
+    spec = [
+      axis if axis is not None and size % mesh.shape[axis] == 0 else None
+      for axis, size in zip(axes, leaf.shape, strict=True)
+    ]
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+  return jax.tree_util.tree_map_with_path(sharding, abstract_state)
