@@ -1,0 +1,135 @@
+"""Saves checkpoints in the background and deletes those not to be kept."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo
+
+from poison_jax.config import CheckpointConfig
+from poison_jax.errors import UserError
+from poison_jax.training import checkpoints as checkpoints_lib
+from poison_jax.training import digest
+
+
+class CheckpointWriter:
+  """Saves in the background and keeps what the config says.
+
+  A context manager; leaving it waits for the last save.
+  """
+
+  def __init__(self, workdir: str, config: CheckpointConfig):
+    checkpoints_lib.quiet_orbax()
+    self._config = config
+    self._folder = epath.Path(os.path.abspath(workdir)) / checkpoints_lib.FOLDER
+    self._manager = ocp.CheckpointManager(
+      self._folder,
+      options=ocp.CheckpointManagerOptions(
+        cleanup_tmp_directories=True,
+        preservation_policy=_Kept(config),
+      ),
+    )
+    self._saving: int | None = None
+    self.last_good: int | None = self._manager.latest_step()
+
+  def due(self, step: int) -> bool:
+    """Whether the config asks for a checkpoint after `step` steps."""
+    c = self._config
+    return (
+      step % c.every == 0
+      or (c.keep_log_spaced and _is_power_of_two(step))
+      or (c.keep_every > 0 and step % c.keep_every == 0)
+    )
+
+  def save(self, state: Any, meta: checkpoints_lib.Meta) -> None:
+    """Starts to save; the arrays may be donated once this returns.
+
+    Raises:
+      UserError: this or the save before could not be written (full disk).
+    """
+    self.wait()
+    record = {
+      "format": checkpoints_lib.FORMAT,
+      "meta": dataclasses.asdict(meta),
+      "leaves": digest.digest(state),
+    }
+    record["checksum"] = checkpoints_lib.checksum(record)
+    self._saving = meta.step
+    with self._explained():
+      self._manager.save(
+        meta.step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(
+            checkpoints_lib.nest(dict(checkpoints_lib.flat(state)))
+          ),
+          meta=ocp.args.JsonSave(record),
+        ),
+        force=True,
+      )
+
+  def wait(self) -> None:
+    """Returns once the last save is complete.
+
+    Raises:
+      UserError: it could not be written.
+    """
+    with self._explained():
+      self._manager.wait_until_finished()
+    if self._saving is not None:
+      self.last_good, self._saving = self._saving, None
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, kind: type | None, *_):
+    if kind is None:
+      self.wait()
+      self._manager.close()
+
+  @contextlib.contextmanager
+  def _explained(self) -> Iterator[None]:
+    """Turns a failed write (full disk, no permission) into one line."""
+    try:
+      yield
+    except Exception as error:
+      good = (
+        "none was saved before"
+        if self.last_good is None
+        else f"the one of step {self.last_good} is good"
+      )
+      why = f"{type(error).__name__}: {checkpoints_lib.first_line(error)}"
+      raise UserError(
+        f"checkpoint of step {self._saving} can't be written to "
+        f"{self._folder} ({why}); {good}"
+      ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+  """orbax's preservation policy: what `CheckpointConfig` keeps."""
+
+  config: CheckpointConfig
+
+  def should_preserve(
+    self,
+    checkpoints: Sequence[PolicyCheckpointInfo],
+    *,
+    context: Any,
+  ) -> list[bool]:
+    del context  # Nothing in it yet.
+    c = self.config
+    newest = len(checkpoints) - c.keep_last
+    return [
+      i >= newest
+      or (c.keep_log_spaced and _is_power_of_two(info.step))
+      or (c.keep_every > 0 and info.step % c.keep_every == 0)
+      for i, info in enumerate(checkpoints)
+    ]
+
+
+def _is_power_of_two(step: int) -> bool:
+  return step > 0 and step & (step - 1) == 0
