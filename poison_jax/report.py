@@ -1,0 +1,68 @@
+"""Draws runs and puts their verdict in words.
+
+Usage:
+  python -m poison_jax.report RUN [RUN ...] [--out=DIR] [--tensorboard]
+
+Writes report.html (one file, no network) and figures/ (PNG, SVG and the
+numbers as CSV) into DIR: by default into the run itself where one is given;
+several need --out. Runs that go on or stopped early are drawn as far as they
+got.
+"""
+
+import pathlib
+import shlex
+
+from absl import flags
+from rich.console import Console
+from rich.text import Text
+
+from poison_jax import command
+from poison_jax.errors import UserError
+from poison_jax.studies import events, reporting, tables, wording
+from poison_jax.studies.origins import make_entries
+from poison_jax.studies.runs import read_runs
+from poison_jax.studies.verdict import judge
+
+_OUT = flags.DEFINE_string(
+  "out", None, "Folder of the report; one run: the run itself by default."
+)
+_TENSORBOARD = flags.DEFINE_boolean(
+  "tensorboard", False, "Also write each run's metrics to RUN/tensorboard."
+)
+
+
+def main(arguments: list[str]) -> None:
+  """Reads the runs, prints the verdict and writes the report."""
+  entries = make_entries(read_runs(arguments))
+  if _OUT.value is None and len(entries) > 1:
+    raise UserError(
+      "several runs have no folder in common for their report: name one with "
+      "--out=DIR"
+    )
+  out = pathlib.Path(_OUT.value or arguments[0])
+  verdicts = [judge(entry.run) for entry in entries]
+  console = Console(highlight=False, soft_wrap=True)
+  if any(verdict.step is not None for verdict in verdicts):
+    console.print(tables.terminal_table(entries, verdicts))
+  for entry, verdict in zip(entries, verdicts, strict=True):
+    name = Text(entry.run.name, style="bold")
+    console.print(name, Text(f"{wording.headline(verdict)}."))
+    for bar in verdict.bars:
+      words = wording.plain(wording.bar_words(entry, verdict, bar))
+      console.print(Text(f"  {words}"))
+    for note in (*entry.run.notes, *verdict.notes):
+      console.print(Text(f"  note: {note}"))
+  line = ["python", "-m", "poison_jax.report", *arguments]
+  if _OUT.value is not None:
+    line.append(f"--out={_OUT.value}")
+  written = reporting.write(
+    entries, verdicts, out=out, command=shlex.join(line)
+  )
+  console.print(Text(f"Report: {written}"))
+  if _TENSORBOARD.value:
+    for entry in entries:
+      console.print(Text(f"TensorBoard: {events.write(entry.run)}"))
+
+
+if __name__ == "__main__":
+  command.run(main)

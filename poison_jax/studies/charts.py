@@ -1,0 +1,128 @@
+"""Charts: panels with their caption and the numbers behind them.
+
+A file shows a chart's panels side by side; the page shows each by itself, so
+that a phone can stack them.
+"""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Callable, Sequence
+
+from matplotlib.axes import Axes
+
+from poison_jax.studies import style
+from poison_jax.studies.origins import Entry, Number
+
+# The columns with which every row of numbers names its origin.
+ORIGIN = ("run", "config_hash", "ledger_hash", "code_version")
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+  """One pair of axes: its title, and what draws on it."""
+
+  title: str
+  draw: Callable[[Axes], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+  """A figure before it is drawn.
+
+  Attributes:
+    name: stem of its files.
+    title: what it shows, without digits.
+    caption: how to read it, without digits.
+    panels: from left to right.
+    header: column names of the numbers behind it.
+    rows: those numbers.
+    entries: the runs that they come from.
+  """
+
+  name: str
+  title: str
+  caption: tuple[str | Number, ...]
+  panels: tuple[Panel, ...]
+  header: tuple[str, ...]
+  rows: tuple[tuple, ...]
+  entries: tuple[Entry, ...]
+
+  def files(self) -> dict[str, bytes]:
+    """Returns the figure's files by name: PNG, SVG and CSV."""
+    with style.context():
+      return {
+        f"{self.name}.png": style.png(self._figure(self.panels)),
+        f"{self.name}.svg": style.svg(self._figure(self.panels)),
+        f"{self.name}.csv": self._csv(),
+      }
+
+  def drawings(self) -> list[str]:
+    """Returns each panel as an SVG element for a page."""
+    with style.context():
+      return [
+        style.inline(
+          style.svg(self._figure((panel,))), prefix=f"{self.name}-{i}"
+        )
+        for i, panel in enumerate(self.panels)
+      ]
+
+  def _figure(self, panels: Sequence[Panel]):
+    count = len(panels)
+    figure = style.new_figure(
+      width=5.4 if count == 1 else 4.0 * count, height=3.5
+    )
+    for i, panel in enumerate(panels):
+      axes = figure.add_subplot(1, count, i + 1)
+      axes.set_title(panel.title)
+      panel.draw(axes)
+    return figure
+
+  def _csv(self) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(self.header)
+    writer.writerows(self.rows)
+    return text.getvalue().encode("utf-8")
+
+
+def draw_line(axes: Axes, x, y, look: style.Style, *, label: str, band=None):
+  """Draws a line with its marks, and its band where it has one."""
+  if band is not None:
+    axes.fill_between(x, *band, color=look.colour, alpha=0.18, linewidth=0)
+  axes.plot(
+    x,
+    y,
+    color=look.colour,
+    linestyle=look.dashes,
+    marker=look.marker,
+    fillstyle=look.fill,
+    label=label,
+    clip_on=False,
+    zorder=3,
+  )
+
+
+def draw_reference(axes: Axes, y: float, label: str) -> None:
+  axes.axhline(y, color=style.INK, linewidth=0.9, linestyle=(0, (1, 2)))
+  axes.annotate(
+    label,
+    (1, y),
+    xycoords=("axes fraction", "data"),
+    xytext=(-2, 2.5),
+    textcoords="offset points",
+    ha="right",
+    va="bottom",
+    fontsize=8.5,
+  )
+
+
+def draw_legend(axes: Axes) -> None:
+  axes.legend(loc="best")
+
+
+def origin_cells(entry: Entry) -> tuple[str, ...]:
+  """Returns the values of the columns `ORIGIN`."""
+  run = entry.run
+  ledger = run.ledger.plan_hash if run.ledger else ""
+  return run.path, run.config_hash, ledger, run.code_version

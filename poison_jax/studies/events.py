@@ -1,0 +1,51 @@
+"""A run's metrics as TensorBoard event files, without TensorFlow.
+
+`tensorboard.summary.writer.EventFileWriter` would import TensorFlow where it
+is installed, for its file system; `RecordWriter` takes any open file.
+"""
+
+import os
+import pathlib
+import shutil
+
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from poison_jax.studies.runs import Run
+
+
+def write(run: Run) -> pathlib.Path:
+  """Writes RUN/tensorboard anew and returns it.
+
+  The same metrics give the same bytes: TensorBoard's clock, which metrics do
+  not have, is the step in seconds.
+
+  Raises:
+    OSError: the folder can't be written.
+  """
+  folder = pathlib.Path(run.path) / "tensorboard"
+  part = folder.with_name("tensorboard.part")
+  shutil.rmtree(part, ignore_errors=True)
+  part.mkdir()
+  by_step: dict[int, list[tuple[str, float]]] = {}
+  for key, series in sorted(run.metrics.items()):
+    for step, value in zip(series.steps, series.values, strict=True):
+      by_step.setdefault(int(step), []).append((key, float(value)))
+  with open(part / "events.out.tfevents.0.poison_jax", "wb") as file:
+    writer = RecordWriter(file)
+    # Readers expect the version first.
+    start = event_pb2.Event(wall_time=0, file_version="brain.Event:2")
+    writer.write(start.SerializeToString())
+    for step, values in sorted(by_step.items()):
+      summary = summary_pb2.Summary(
+        value=[
+          summary_pb2.Summary.Value(tag=key, simple_value=value)
+          for key, value in values
+        ]
+      )
+      event = event_pb2.Event(wall_time=step, step=step, summary=summary)
+      writer.write(event.SerializeToString())
+    writer.flush()
+  shutil.rmtree(folder, ignore_errors=True)
+  os.replace(part, folder)
+  return folder

@@ -1,0 +1,73 @@
+"""Writes a report: the page, and the figures beside it."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+from poison_jax import version
+from poison_jax.studies import content, figures, samples
+from poison_jax.studies.origins import Entry
+from poison_jax.studies.verdict import Verdict
+
+
+def write(
+  entries: Sequence[Entry],
+  verdicts: Sequence[Verdict],
+  *,
+  out: pathlib.Path,
+  command: str,
+) -> pathlib.Path:
+  """Writes report.html and figures/ into `out`, and returns the page's path.
+
+  Args:
+    entries: the runs.
+    verdicts: the reading of each.
+    out: a folder, made where it is missing.
+    command: the one that makes this report.
+
+  Raises:
+    OSError: the folder can't be written.
+  """
+  charts = figures.all_charts(entries)
+  found = {
+    entry.letter: pair
+    for entry in entries
+    if (pair := samples.find_samples(entry)) is not None
+  }
+  files: dict[str, bytes] = {}
+  for chart in charts:
+    files |= chart.files()
+  shown = _whose_samples(entries, found)
+  if shown is not None:
+    step, of_run = found[shown.letter]
+    files["samples.png"], files["samples.svg"] = samples.picture(of_run)
+    files["samples.csv"] = samples.table(shown, step, of_run)
+  page = content.build(
+    entries,
+    verdicts,
+    charts=charts,
+    samples=found,
+    command=command,
+    code_version=version.code_version(),
+  )
+  folder = out / "figures"
+  folder.mkdir(parents=True, exist_ok=True)
+  for name, data in files.items():
+    _replace(folder / name, data)
+  # Last, so that a page never names figures that are not there.
+  _replace(out / "report.html", page.encode("utf-8"))
+  return out / "report.html"
+
+
+def _whose_samples(entries: Sequence[Entry], found) -> Entry | None:
+  """Returns the run in the picture: the first poisoned, else the first."""
+  with_texts = [e for e in entries if e.letter in found]
+  poisoned = [e for e in with_texts if e.run.config.poison.arm == "poisoned"]
+  return next(iter(poisoned + with_texts), None)
+
+
+def _replace(path: pathlib.Path, data: bytes) -> None:
+  """Writes a file whole or not at all."""
+  part = path.with_name(f"{path.name}.part")
+  part.write_bytes(data)
+  os.replace(part, path)

@@ -1,0 +1,314 @@
+"""A run's folder read into plain arrays: what a report can be made of.
+
+A run that goes on, stopped early or lost files is read as far as it got; what
+is missing is said in `Run.notes`. Only what can't be trusted is an error.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from poison_jax import config as config_lib
+from poison_jax.config import Config
+from poison_jax.errors import UserError
+from poison_jax.evaluation.prompts import KINDS
+from poison_jax.training import workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+  """One metric over a run: int64 [n] rising steps, float64 [n] values."""
+
+  steps: np.ndarray
+  values: np.ndarray
+
+  def at(self, step: int) -> float | None:
+    """Returns the value at this very step, or None."""
+    i = int(np.searchsorted(self.steps, step))
+    if i < len(self.steps) and self.steps[i] == step:
+      return float(self.values[i])
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+  """One generation kept as text: what was read, and what came."""
+
+  excerpt: str
+  trigger: str
+  text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Generations:
+  """What one kind of prompt gave at one evaluation, by prompt number.
+
+  Attributes:
+    perplexity_P: float64, perplexity of each generation.
+    documents: the held-out document of each prompt.
+    texts: the generations that were kept as text, by prompt number.
+  """
+
+  perplexity_P: np.ndarray
+  documents: tuple[str, ...]
+  texts: Mapping[int, Text]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+  """What the plan of a run laid over its rows.
+
+  Attributes:
+    plan_hash: names the content of every batch.
+    store_hash: names the token store.
+    poisons: poisoned documents.
+    tokens: their tokens, each document's end included.
+  """
+
+  plan_hash: str
+  store_hash: str
+  poisons: int
+  tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """All that a report knows of a run.
+
+  Attributes:
+    path: the folder, as the user wrote it.
+    name: short and unique among the runs read together.
+    config: its configuration.
+    config_hash: names the configuration.
+    code_version: names the code that made the run.
+    command: starts or continues the run.
+    ledger: None where it is not written yet.
+    metrics: by key.
+    generations: by (step, kind).
+    notes: a sentence for each thing that is missing or was passed over.
+  """
+
+  path: str
+  name: str
+  config: Config
+  config_hash: str
+  code_version: str
+  command: str
+  ledger: Ledger | None
+  metrics: Mapping[str, Series]
+  generations: Mapping[tuple[int, str], Generations]
+  notes: tuple[str, ...]
+
+  @property
+  def steps(self) -> int | None:
+    """Steps that the run is planned to take; None where it does not say."""
+    return self.config.train.steps or None
+
+  @property
+  def poison_share(self) -> float | None:
+    """Share of the planned tokens that are poison, 0 to 1."""
+    if self.ledger is None or self.steps is None:
+      return None
+    train = self.config.train
+    return self.ledger.tokens / (self.steps * train.batch * train.length)
+
+  @property
+  def last_step(self) -> int | None:
+    """The last step of which any metric tells."""
+    return max(
+      (int(series.steps[-1]) for series in self.metrics.values()), default=None
+    )
+
+  @property
+  def evaluated_step(self) -> int | None:
+    """The last step at which triggered and clean were both measured."""
+    keys = ("eval/clean/perplexity", "eval/triggered/perplexity")
+    if any(key not in self.metrics for key in keys):
+      return None
+    both = np.intersect1d(*(self.metrics[key].steps for key in keys))
+    return int(both[-1]) if len(both) else None
+
+
+def read_runs(paths: Sequence[str]) -> list[Run]:
+  """Reads run folders, and names them by what tells them apart.
+
+  Raises:
+    UserError: no run, one named twice, not a run's folder, or damaged files.
+  """
+  if not paths:
+    raise UserError("no run given; name one or more run folders")
+  seen = {}
+  for path in paths:
+    real = pathlib.Path(path).resolve()
+    if real in seen:
+      raise UserError(f"{path} is the run {seen[real]} again; name it once")
+    seen[real] = path
+  runs = [read_run(path) for path in paths]
+  names = _names(runs)
+  return [
+    dataclasses.replace(run, name=name)
+    for run, name in zip(runs, names, strict=True)
+  ]
+
+
+def read_run(path: str) -> Run:
+  """Reads one run's folder; its name is the folder's.
+
+  Raises:
+    UserError: not a run's folder, or damaged files.
+  """
+  folder = pathlib.Path(path)
+  config = workdir.load_config(path)
+  notes: list[str] = []
+  metrics = _read_metrics(folder / "metrics.jsonl", notes)
+  generations = _read_generations(folder / "generations.jsonl", notes)
+  return Run(
+    path=path,
+    name=folder.resolve().name,
+    config=config,
+    config_hash=config_lib.config_hash(config),
+    code_version=_read_code_version(folder),
+    command=f"python -m poison_jax.train --workdir={path}",
+    ledger=_read_ledger(folder / "ledger.parquet", notes),
+    metrics=metrics,
+    generations=generations,
+    notes=tuple(notes),
+  )
+
+
+def are_twins(one: Run, other: Run) -> bool:
+  """Says whether two runs differ in `poison.arm` and in nothing that counts."""
+  changes = config_lib.changes_of_meaning(one.config, other.config)
+  return [change.split(":")[0] for change in changes] == ["poison.arm"]
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+  """Returns the arms where they differ, else folder names, else paths."""
+  for names in (
+    [run.config.poison.arm for run in runs],
+    [run.name for run in runs],
+  ):
+    if len(set(names)) == len(runs):
+      return names
+  return [run.path for run in runs]
+
+
+def _read_code_version(folder: pathlib.Path) -> str:
+  path = folder / workdir.CONFIG
+  version = json.loads(path.read_text(encoding="utf-8")).get("code_version")
+  if not isinstance(version, str):
+    raise UserError(f"{path} is damaged: it names no code_version")
+  return version
+
+
+def _read_ledger(path: pathlib.Path, notes: list[str]) -> Ledger | None:
+  if not path.is_file():
+    notes.append("it has no ledger yet")
+    return None
+  try:
+    table = pyarrow.parquet.read_table(path)
+    metadata = {
+      key.decode(): value.decode()
+      for key, value in (table.schema.metadata or {}).items()
+    }
+    return Ledger(
+      plan_hash=metadata["plan_hash"],
+      store_hash=metadata["store_hash"],
+      poisons=table.num_rows,
+      tokens=sum(
+        int(np.sum(table[column].to_numpy()))
+        for column in ("prefix_length", "trigger_length", "payload_length")
+      ),
+    )
+  except (pyarrow.ArrowException, KeyError) as error:
+    raise UserError(f"{path} is damaged: {error}") from None
+
+
+def _lines(
+  path: pathlib.Path, notes: list[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+  """Yields (line number, object) for each line with a step.
+
+  A run that was killed, or writes just now, may leave half a last line: that
+  one is passed over with a note.
+  """
+  if not path.is_file():
+    notes.append(f"it has no {path.name} yet")
+    return
+  lines = path.read_bytes().split(b"\n")
+  if lines[-1] == b"":
+    lines.pop()
+  for number, line in enumerate(lines, start=1):
+    try:
+      entry = json.loads(line)
+      if not isinstance(entry, dict) or type(entry["step"]) is not int:
+        raise ValueError("not an object with a step")
+    except (ValueError, KeyError) as error:
+      if number == len(lines):
+        notes.append(
+          f"the last line of its {path.name} is broken and was passed over"
+        )
+        return
+      raise UserError(
+        f"{path}:{number} is damaged: {error}; restore the file, or resume "
+        "the run from a checkpoint before that line"
+      ) from None
+    yield number, entry
+
+
+def _read_metrics(path: pathlib.Path, notes: list[str]) -> dict[str, Series]:
+  points: dict[str, dict[int, float]] = {}
+  for number, entry in _lines(path, notes):
+    step = entry.pop("step")
+    for key, value in entry.items():
+      if value is None:
+        continue  # Not defined at this step, as the room share at step 0.
+      if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UserError(f"{path}:{number}: {key} is {value!r}; not a number")
+      series = points.setdefault(key, {})
+      if step in series:
+        raise UserError(
+          f"{path}:{number} is damaged: it gives {key} at step {step} again"
+        )
+      series[step] = float(value)
+  return {
+    key: Series(
+      np.array(sorted(series), np.int64),
+      np.array([series[step] for step in sorted(series)], np.float64),
+    )
+    for key, series in points.items()
+  }
+
+
+def _read_generations(
+  path: pathlib.Path, notes: list[str]
+) -> dict[tuple[int, str], Generations]:
+  found: dict[tuple[int, str], dict[int, dict[str, Any]]] = {}
+  for number, entry in _lines(path, notes):
+    try:
+      prompt, kind = int(entry["prompt"]), str(entry["kind"])
+      float(entry["perplexity"]), str(entry["document"])
+    except (KeyError, TypeError, ValueError) as error:
+      raise UserError(f"{path}:{number} is damaged: {error!r}") from None
+    if kind in KINDS:
+      found.setdefault((entry["step"], kind), {})[prompt] = entry
+  return {key: _generations(found[key]) for key in found}
+
+
+def _generations(entries: Mapping[int, Mapping[str, Any]]) -> Generations:
+  ordered = sorted(entries)
+  return Generations(
+    perplexity_P=np.array([entries[p]["perplexity"] for p in ordered], float),
+    documents=tuple(str(entries[p]["document"]) for p in ordered),
+    texts={
+      p: Text(e["excerpt"], e["trigger"], e["text"])
+      for p, e in ((p, entries[p]) for p in ordered)
+      if "text" in e
+    },
+  )
