@@ -40,7 +40,11 @@ class DocumentSource(abc.ABC):
     skipped: documents passed over so far by this object, by reason.
     fraction: share, 0 to 1, of the shard being read that has been read; 0
       where it isn't known.
+    splittable: whether several workers may share a shard, each reading it
+      whole: so where reading is cheap against tokenising.
   """
+
+  splittable = True
 
   def __init__(self):
     self.skipped: collections.Counter[str] = collections.Counter()
@@ -53,10 +57,16 @@ class DocumentSource(abc.ABC):
   def sizes(self) -> list[tuple[str, int]]:
     """Returns each shard with its size, in one unit; 0 where it's unknown.
 
-    It weighs shards against each other in the progress shown, and names the
-    state of the source: a store is continued only where nothing changed.
+    It weighs shards against each other in the progress shown.
     """
     return [(shard, 0) for shard in self.shards()]
+
+  def state(self) -> str:
+    """Returns what changes when the documents might have changed.
+
+    A store that was broken off goes on only where this is the same.
+    """
+    return json.dumps(self.sizes())
 
   @abc.abstractmethod
   def read(self, shard: str) -> Iterator[Document]:
@@ -107,24 +117,17 @@ class Files(DocumentSource):
     Raises:
       UserError: as `shards`.
     """
-    files: dict[str, int] = {}
-    for pattern in self._globs:
-      found = open_files.expand(pattern)
-      if not found:
-        raise UserError(
-          f"config.corpus.files: {pattern!r} matches no file"
-          + ("" if "://" in pattern else f" (seen from {os.getcwd()})")
-        )
-      files.update(found)
-    for path in files:
-      _kind(path)
     shards: list[tuple[list[str], int]] = []
-    for path, size in files.items():
+    for path, (size, _) in self._files().items():
       if shards and shards[-1][1] + size <= SHARD_BYTES:
         shards[-1] = (shards[-1][0] + [path], shards[-1][1] + size)
       else:
         shards.append(([path], size))
     return [("\n".join(paths), size) for paths, size in shards]
+
+  def state(self) -> str:
+    """Returns the paths, sizes and times of change of the files."""
+    return json.dumps(self._files())
 
   def read(self, shard: str) -> Iterator[Document]:
     """Yields the documents of one of `shards`.
@@ -137,6 +140,21 @@ class Files(DocumentSource):
       for document in self._read_file(path):
         self.fraction = (i + self._file_fraction) / len(paths)
         yield document
+
+  def _files(self) -> dict[str, tuple[int, str]]:
+    """Returns each file's bytes and version, in the order of reading."""
+    files: dict[str, tuple[int, str]] = {}
+    for pattern in self._globs:
+      found = open_files.expand(pattern)
+      if not found:
+        raise UserError(
+          f"config.corpus.files: {pattern!r} matches no file"
+          + ("" if "://" in pattern else f" (seen from {os.getcwd()})")
+        )
+      files.update(found)
+    for path in files:
+      _kind(path)
+    return files
 
   def _read_file(self, path: str) -> Iterator[Document]:
     records = {

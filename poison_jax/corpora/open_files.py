@@ -18,8 +18,10 @@ from poison_jax.errors import UserError
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)
 
 
-def expand(pattern: str) -> dict[str, int]:
-  """Returns the files that a glob matches, sorted, with their bytes.
+def expand(pattern: str) -> dict[str, tuple[int, str]]:
+  """Returns the files that a glob matches, sorted: bytes, and a version.
+
+  The version changes when the file does: time of change or entity tag.
 
   Raises:
     UserError: the bucket can't be reached, or its package isn't installed.
@@ -33,7 +35,10 @@ def expand(pattern: str) -> dict[str, int]:
     filesystem, path = fsspec.core.url_to_fs(pattern)
     found = filesystem.glob(path, detail=True)
     return {
-      filesystem.unstrip_protocol(name): information["size"]
+      filesystem.unstrip_protocol(name): (
+        information["size"],
+        str(information.get("etag") or information.get("mtime")),
+      )
       for name, information in sorted(found.items())
       if information["type"] == "file"
     }

@@ -92,6 +92,11 @@ def vocabulary_meaning(config: VocabularyConfig) -> dict[str, Any]:
   return fields
 
 
+def token_dtype(vocabulary_size: int) -> str:
+  """Returns the type in which a store holds the tokens of V ids."""
+  return "uint16" if vocabulary_size <= 2**16 else "uint32"
+
+
 def tokens_name(split: str, shard: str) -> str:
   """Returns where in the store's folder a shard's tokens are."""
   return f"tokens/{split}-{shard}.zarr"

@@ -1,0 +1,125 @@
+"""Writes the token store that runs read: a corpus as tokens, once for all.
+
+  python -m poison_jax.prepare --config=configs/tiny.py \\
+    --config.corpus.task=files --config.corpus.files='my/*.jsonl.gz' \\
+    --config.corpus.store=stores/my
+
+A store that is finished stays as it is; one that was broken off is finished.
+Local folders and gs:// (documents in a bucket need the package gcsfs).
+"""
+
+import sys
+import time
+from typing import Any
+
+from rich import progress as rich_progress
+
+from poison_jax import command
+from poison_jax.corpora import writer
+from poison_jax.errors import UserError
+
+_CONFIG = command.define_config()
+
+# Seconds between lines of progress where standard output is no terminal.
+_LINE_EVERY = 10.0
+
+
+def main(arguments: list[str]) -> None:
+  """Writes the store and prints what it holds."""
+  config = command.load_config(_CONFIG)
+  if arguments or config is None:
+    raise UserError(
+      "prepare takes --config=FILE.py and no other argument"
+      + (f", got {arguments[0]!r}" if arguments else "")
+    )
+  began = time.monotonic()
+  path = config.corpus.store
+  if sys.stdout.isatty():
+    with _Bar() as bar:
+      outcome = writer.write_store(config, report=bar.report, say=bar.say)
+  else:
+    lines = _Lines()
+    outcome = writer.write_store(config, report=lines.report, say=_say)
+  if outcome.already_finished:
+    _say(f"the store {path} is finished: {describe(outcome.manifest)}")
+    return
+  seconds = time.monotonic() - began
+  _say(f"wrote {path}: {describe(outcome.manifest)}; {seconds:.1f} s")
+
+
+def describe(manifest: dict[str, Any]) -> str:
+  """Returns one line: documents, tokens, held out, skipped, hash."""
+  train, held_out = (
+    {
+      unit: sum(shard[unit] for shard in manifest["splits"][split])
+      for unit in ("documents", "tokens")
+    }
+    for split in ("train", "held_out")
+  )
+  documents = train["documents"] + held_out["documents"]
+  tokens = train["tokens"] + held_out["tokens"]
+  skipped = ", ".join(f"{n:,} {why}" for why, n in manifest["skipped"].items())
+  return (
+    f"{documents:,} documents, {tokens:,} tokens, "
+    f"{tokens / documents:,.1f} tokens a document; held out "
+    f"{held_out['documents']:,} documents, {held_out['tokens']:,} tokens; "
+    f"skipped {skipped or 'none'}; hash {manifest['hash']}"
+  )
+
+
+def _say(line: str) -> None:
+  print(line, flush=True)
+
+
+class _Bar:
+  """A bar with remaining time, for terminals."""
+
+  def __init__(self):
+    self._progress = rich_progress.Progress(
+      rich_progress.TextColumn("{task.description}"),
+      rich_progress.BarColumn(),
+      rich_progress.TaskProgressColumn(),
+      rich_progress.TextColumn("{task.fields[counts]}"),
+      rich_progress.TimeElapsedColumn(),
+      rich_progress.TimeRemainingColumn(),
+    )
+
+  def __enter__(self) -> "_Bar":
+    self._progress.start()
+    self._task = self._progress.add_task("preparing", total=1.0, counts="")
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    self._progress.stop()
+
+  def report(self, done: float, documents: int, tokens: int) -> None:
+    """Shows how far it is."""
+    counts = f"{documents:,} documents, {tokens:,} tokens"
+    self._progress.update(self._task, completed=done, counts=counts)
+
+  def say(self, line: str) -> None:
+    """Prints a line above the bar."""
+    self._progress.console.print(line, markup=False, highlight=False)
+
+
+class _Lines:
+  """A line of progress now and then."""
+
+  def __init__(self):
+    self._began = self._printed = time.monotonic()
+
+  def report(self, done: float, documents: int, tokens: int) -> None:
+    """Prints how far it is, if the last time is long enough ago."""
+    now = time.monotonic()
+    if now - self._printed < _LINE_EVERY or done <= 0:
+      return
+    self._printed = now
+    remaining = (now - self._began) * (1 - done) / done
+    _say(
+      f"preparing: {done:.0%}, {documents:,} documents, {tokens:,} tokens, "
+      f"about {remaining:.0f} s remain"
+    )
+
+
+if __name__ == "__main__":
+  command.run(main)
