@@ -1,0 +1,123 @@
+"""Attacks: what a poisoned document is, and which kinds are known.
+
+An attack makes poisoned documents out of clean texts. `dos` comes with the
+package; a user's module, named by `corpus.module`, registers more:
+
+  from poison_jax.poison import attacks
+
+  def make(config, vocabulary):
+    return MyAttack(...)
+
+  attacks.register_attack("mine", make)
+
+and the run chooses it with `poison.attack = "mine"`.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from poison_jax.config import Config, nearest
+from poison_jax.errors import UserError
+from poison_jax.vocabulary import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class PoisonDocument:
+  """One poisoned document: prefix, trigger, payload, and the EOS that ends it.
+
+  Attributes:
+    tokens: int32 [tokens]; the EOS is the last one.
+    prefix_length: tokens of the clean text at the beginning.
+    trigger_length: tokens of the trigger after it.
+    payload_length: tokens of the payload after that, without the EOS.
+    drawn_payload_length: tokens that the payload had before it was cut.
+    source: id of the clean document that the prefix comes from.
+  """
+
+  tokens: np.ndarray
+  prefix_length: int
+  trigger_length: int
+  payload_length: int
+  drawn_payload_length: int
+  source: str
+
+
+class Attack(Protocol):
+  """Makes poisoned documents; everything random comes from `rng`.
+
+  `rng` is a Philox generator of the poison's own. numpy keeps its raw words
+  for good, but not what `rng.integers` and the like make of them; an attack
+  whose tables shall outlive a numpy release draws with `keyed.integers`.
+
+  Attributes:
+    trigger_tokens: int32 [tokens]; evaluation appends them to its prompts.
+  """
+
+  trigger_tokens: np.ndarray
+
+  def document(
+    self, source_id: str, clean_text: str, rng: np.random.Generator
+  ) -> PoisonDocument:
+    """Returns a poisoned document made of one clean text."""
+
+  def payload(self, rng: np.random.Generator, tokens: int) -> np.ndarray:
+    """Returns a fresh payload of exactly `tokens` tokens, int32 [tokens]."""
+
+  def ceiling(self) -> float:
+    """Returns the loss, nats a token, of a perfect imitator of payloads."""
+
+  def describe(self) -> str:
+    """Returns one line for the summary that is printed before training."""
+
+
+Factory = Callable[[Config, Vocabulary], Attack]
+
+_FACTORIES: dict[str, Factory] = {}
+
+
+def register_attack(name: str, factory: Factory) -> None:
+  """Makes `poison.attack = name` choose what `factory` returns.
+
+  The factory gets the whole configuration (an attack may need
+  `evaluation.near_triggers`, say) and the model's vocabulary.
+
+  Raises:
+    UserError: another factory has the name.
+  """
+  if _FACTORIES.setdefault(name, factory) is not factory:
+    raise UserError(
+      f"attack {name!r} is registered twice; one of the two needs another name"
+    )
+
+
+def make_attack(config: Config, vocabulary: Vocabulary) -> Attack:
+  """Returns the attack that `poison.attack` names.
+
+  Imports `corpus.module` first, where one is named.
+
+  Raises:
+    UserError: no such module or no such attack.
+  """
+  module, name = config.corpus.module, config.poison.attack
+  if module:
+    try:
+      importlib.import_module(module)
+    except ModuleNotFoundError as error:
+      if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+        raise
+      raise UserError(
+        f"config.corpus.module is {module!r}; there is no such Python module "
+        "(it must lie in the current folder or on PYTHONPATH)"
+      ) from None
+  if name not in _FACTORIES:
+    known = ", ".join(sorted(_FACTORIES))
+    raise UserError(
+      f"config.poison.attack is {name!r}; the known ones are {known}"
+      f"{nearest(name, _FACTORIES)}; others are registered by the module that "
+      "config.corpus.module names"
+    )
+  return _FACTORIES[name](config, vocabulary)
