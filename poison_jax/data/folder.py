@@ -41,14 +41,14 @@ class Folder:
           return f.read()
       except (FileNotFoundError, NotADirectoryError):
         return None
-    with _one_line_errors(self.path):
+    with one_line_errors(self.path):
       result = self._bucket().read(name).result()
     return None if result.state == "missing" else result.value
 
   def write(self, name: str, content: bytes) -> None:
     """Writes file `name`, which never shows a part of its content."""
     if not self.local:
-      with _one_line_errors(self.path):
+      with one_line_errors(self.path):
         self._bucket().write(name, content).result()
       return
     path = os.path.join(self.path, name)
@@ -68,12 +68,11 @@ class Folder:
   def delete(self, name: str) -> None:
     """Deletes the file or the subfolder `name`, if it exists."""
     if not self.local:
-      with _one_line_errors(self.path):
+      with one_line_errors(self.path):
         bucket = self._bucket()
-        bucket.delete_range(
-          ts.KvStore.KeyRange(f"{name}/", f"{name}0")
-        ).result()
-        bucket.write(name, None).result()
+        # The file of this name, and all keys that begin with "<name>/".
+        for first, end in ((name, f"{name}\0"), (f"{name}/", f"{name}0")):
+          bucket.delete_range(ts.KvStore.KeyRange(first, end)).result()
       return
     path = os.path.join(self.path, name)
     if os.path.isdir(path):
@@ -84,7 +83,7 @@ class Folder:
   def names(self) -> list[str]:
     """Returns the paths of all files below, relative, sorted."""
     if not self.local:
-      with _one_line_errors(self.path):
+      with one_line_errors(self.path):
         return sorted(k.decode() for k in self._bucket().list().result())
     return sorted(
       os.path.relpath(os.path.join(root, file), self.path)
@@ -122,7 +121,7 @@ class Folder:
       },
     }
     try:
-      with _one_line_errors(path):
+      with one_line_errors(path):
         array = ts.open(spec, create=True, delete_existing=True).result()
         array.write(values).result()
       if self.local:
@@ -147,9 +146,15 @@ class Folder:
       if mapped is not None:
         return mapped
     path = os.path.join(self.path, name)
-    with _one_line_errors(path):
+    with one_line_errors(path):
       array = ts.open(
-        {"driver": "zarr3", "kvstore": self._kvstore(path)}, read=True
+        {
+          "driver": "zarr3",
+          "kvstore": self._kvstore(path),
+          # Else a file that is gone would read as zeros.
+          "fill_missing_data_reads": False,
+        },
+        read=True,
       ).result()
     if array.shape != (size,) or array.dtype.name != dtype:
       raise UserError(
@@ -202,7 +207,7 @@ def _map(path: str, size: int, dtype: np.dtype) -> np.ndarray | None:
 
 
 @contextlib.contextmanager
-def _one_line_errors(path: str) -> Iterator[None]:
+def one_line_errors(path: str) -> Iterator[None]:
   """Turns TensorStore's errors into a UserError that names `path`."""
   try:
     yield

@@ -22,10 +22,11 @@ import tempfile
 from typing import Any, NamedTuple
 
 import numpy as np
+import tensorstore as ts
 
 from poison_jax import vocabulary as vocabulary_lib
 from poison_jax.config import VocabularyConfig
-from poison_jax.data.folder import Folder
+from poison_jax.data.folder import Folder, one_line_errors
 from poison_jax.data.manifest import (
   SPLITS,
   Shard,
@@ -104,7 +105,8 @@ class TokenStream:
         filled += size
         shard += 1
     for k, filled, size, future in pending:
-      tokens_BL[k, filled : filled + size] = future.result()
+      with one_line_errors(self._folder.path):
+        tokens_BL[k, filled : filled + size] = future.result()
     return tokens_BL
 
   def document_starts(self, row: int, length: int) -> np.ndarray:
@@ -122,12 +124,18 @@ class TokenStream:
 
   def shard_contents(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns a shard's tokens and where its documents begin."""
-    return np.asarray(self._tokens(shard)), self._starts(shard)
+    return self._whole(self._tokens(shard)), self._starts(shard)
+
+  def _whole(self, array: np.ndarray | ts.TensorStore) -> np.ndarray:
+    if isinstance(array, np.ndarray):
+      return array
+    with one_line_errors(self._folder.path):
+      return array.read().result()
 
   def _offset(self, shard: int) -> int:
     return int(self._ends[shard]) - self.shards[shard].tokens
 
-  def _open_tokens(self, shard: int):
+  def _open_tokens(self, shard: int) -> np.ndarray | ts.TensorStore:
     s = self.shards[shard]
     return self._folder.open_array(
       tokens_name(self.split, s.name), size=s.tokens, dtype=self._dtype
@@ -138,7 +146,7 @@ class TokenStream:
     array = self._folder.open_array(
       documents_name(self.split, s.name), size=s.documents, dtype="int64"
     )
-    return np.asarray(array)
+    return self._whole(array)
 
 
 class TokenStore:
