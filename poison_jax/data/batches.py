@@ -1,0 +1,91 @@
+"""Batches on the devices, made ahead in a background thread."""
+
+import contextlib
+import queue
+import threading
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from poison_jax.data.mixture import Batch, Mixture
+
+
+@contextlib.contextmanager
+def device_batches(
+  mixture: Mixture,
+  *,
+  start: int,
+  sharding: jax.sharding.NamedSharding,
+  prefetch: int,
+) -> Iterator[Iterator[tuple[int, Batch]]]:
+  """Gives an iterator of (step, batch) from step `start` to the last.
+
+    with device_batches(mixture, start=0, sharding=s, prefetch=4) as batches:
+      for step, batch in batches: ...
+
+  The background thread ends with the context. What it raises is raised by the
+  iterator, after the batches that were made before.
+
+  Args:
+    mixture: the batches, as a function of the step.
+    start: the first step.
+    sharding: of the first dimension of each array; a process makes the rows
+      of its own devices only.
+    prefetch: batches made ahead, at least 1.
+  """
+  made: queue.SimpleQueue = queue.SimpleQueue()
+  room = threading.Semaphore(prefetch)
+  stopped = threading.Event()
+
+  def produce():
+    try:
+      for step in range(start, mixture.steps):
+        room.acquire()
+        if stopped.is_set():
+          return
+        made.put((step, make_global(mixture, step, sharding)))
+      made.put(None)
+    except BaseException as error:
+      made.put(error)
+
+  def consume() -> Iterator[tuple[int, Batch]]:
+    while (item := made.get()) is not None:
+      if isinstance(item, BaseException):
+        raise item
+      room.release()
+      yield item
+
+  thread = threading.Thread(target=produce, name="batches", daemon=True)
+  thread.start()
+  try:
+    yield consume()
+  finally:
+    stopped.set()
+    room.release()
+    thread.join()
+
+
+def make_global(
+  mixture: Mixture, step: int, sharding: jax.sharding.NamedSharding
+) -> Batch:
+  """Returns the global batch of `step`: jax.Arrays laid out by `sharding`.
+
+  Reads only the rows that this process's devices hold, each once.
+  """
+  owned = sharding.addressable_devices_indices_map((mixture.batch,)).values()
+  rows = np.unique(
+    np.concatenate([np.arange(mixture.batch)[index] for index in owned])
+  )
+  local = mixture.batch_rows(step, rows)
+
+  def globally(array: np.ndarray) -> jax.Array:
+    def shard(index: tuple[slice, ...]) -> np.ndarray:
+      first, last, _ = index[0].indices(mixture.batch)
+      begin = int(np.searchsorted(rows, first))
+      return array[begin : begin + last - first]
+
+    shape = (mixture.batch, *array.shape[1:])
+    return jax.make_array_from_callback(shape, sharding, shard)
+
+  return Batch(*map(globally, local))
