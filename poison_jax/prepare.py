@@ -12,13 +12,18 @@ import sys
 import time
 from typing import Any
 
+from absl import flags
 from rich import progress as rich_progress
 
 from poison_jax import command
 from poison_jax.corpora import writer
 from poison_jax.errors import UserError
+from poison_jax.training import workdir
 
 _CONFIG = command.define_config()
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "A run's folder, whose config.json replaces --config."
+)
 
 # Seconds between lines of progress where standard output is no terminal.
 _LINE_EVERY = 10.0
@@ -27,9 +32,11 @@ _LINE_EVERY = 10.0
 def main(arguments: list[str]) -> None:
   """Writes the store and prints what it holds."""
   config = command.load_config(_CONFIG)
+  if config is None and _WORKDIR.value:
+    config = workdir.load_config(_WORKDIR.value)
   if arguments or config is None:
     raise UserError(
-      "prepare takes --config=FILE.py and no other argument"
+      "prepare takes --config=FILE.py (or --workdir=RUN) and no other argument"
       + (f", got {arguments[0]!r}" if arguments else "")
     )
   began = time.monotonic()

@@ -88,7 +88,17 @@ class CheckpointWriter:
   def __exit__(self, kind: type | None, *_):
     if kind is None:
       self.wait()
-      self._manager.close()
+    elif issubclass(kind, Exception):
+      # What is being saved is worth having; the error itself goes on.
+      with contextlib.suppress(UserError):
+        self.wait()
+    self._manager.close()
+
+  def last_good_in_words(self) -> str:
+    """Returns what a user whose run ends early wants to know."""
+    if self.last_good is None:
+      return "there is no checkpoint before it"
+    return f"the checkpoint of step {self.last_good} is good"
 
   @contextlib.contextmanager
   def _explained(self) -> Iterator[None]:
@@ -96,15 +106,11 @@ class CheckpointWriter:
     try:
       yield
     except Exception as error:
-      good = (
-        "none was saved before"
-        if self.last_good is None
-        else f"the one of step {self.last_good} is good"
-      )
       why = f"{type(error).__name__}: {checkpoints_lib.first_line(error)}"
       raise UserError(
         f"checkpoint of step {self._saving} can't be written to "
-        f"{self._folder} ({why}); {good}"
+        f"{self._folder} ({why}); "
+        f"{self.last_good_in_words()}"
       ) from error
 
 

@@ -1,0 +1,243 @@
+"""The training loop: train, log, evaluate, save, in that order each step."""
+
+import os
+
+import jax
+from jax.sharding import Mesh
+
+from poison_jax.config import Config
+from poison_jax.data.batches import device_batches
+from poison_jax.errors import CheckFailed, NotFinite, Stopped
+from poison_jax.evaluation.evaluator import Evaluator
+from poison_jax.model import counts
+from poison_jax.training import mesh as mesh_lib
+from poison_jax.training import optimizer as optimizer_lib
+from poison_jax.training import run as run_lib
+from poison_jax.training import step as step_lib
+from poison_jax.training import workdir as workdir_lib
+from poison_jax.training.checkpoints import Checkpoints, Meta, Restored
+from poison_jax.training.clock import Clock, in_words
+from poison_jax.training.progress import Progress
+from poison_jax.training.record import Record
+from poison_jax.training.run import Run
+from poison_jax.training.saving import CheckpointWriter
+from poison_jax.training.step import TrainState
+from poison_jax.training.stop import StopSignals
+from poison_jax.training.tracing import Tracer
+from poison_jax.version import code_version
+
+
+def train(config: Config | None, workdir: str, *, profile: int) -> None:
+  """Trains the run in `workdir` to its end, from where it stopped.
+
+  Args:
+    config: of a new run; None to resume.
+    workdir: the run's folder.
+    profile: steps to trace into `workdir`/profile; 0 for none.
+
+  Raises:
+    UserError: something that the user gave can't be used.
+    CheckFailed: no good checkpoint, or planned and counted poisons differ.
+    NotFinite: the loss is not finite.
+    Stopped: a signal came; the state is saved.
+  """
+  if config is None:
+    workdir_lib.load_config(workdir)  # Or nothing is made.
+  with StopSignals() as stop, workdir_lib.locked(workdir):
+    config = workdir_lib.claim(workdir, config)
+    run_lib.use_compilation_cache(config.runtime)
+    run_lib.prepare_missing_store(config, workdir, stop)
+    run = run_lib.plan_run(config)
+    mesh = mesh_lib.make_mesh(config.runtime.mesh, batch=config.train.batch)
+    evaluator = Evaluator(
+      run.decoder, config, run.store, run.mixture.attack, mesh
+    )
+    run_lib.write_or_check_ledger(run, workdir)
+    print(run_lib.describe(run, mesh), flush=True)
+    _train(run, mesh, evaluator, workdir, stop, profile=profile)
+
+
+def _train(
+  run: Run,
+  mesh: Mesh,
+  evaluator: Evaluator,
+  workdir: str,
+  stop: StopSignals,
+  *,
+  profile: int,
+) -> None:
+  config, mixture = run.config, run.mixture
+  optimizer = optimizer_lib.make_optimizer(config.optimizer, steps=run.steps)
+  clock = _clock(run)
+  restored = _restore(run, mesh, optimizer, workdir)
+  if restored is None:
+    state = step_lib.init_state(
+      run.decoder, optimizer, config.seed_for("init"), mesh
+    )
+    start, unwritten = 0, {"train/poison_tokens_seen": 0}
+  else:
+    state = restored.state
+    start, unwritten = restored.meta.step, restored.meta.unwritten
+    if start == run.steps:
+      print(f"the run in {workdir} is finished: {run.steps} steps")
+      return
+  train_step = step_lib.make_train_step(run.decoder, optimizer, config, mesh)
+
+  with (
+    Progress(steps=run.steps, poisons=len(mixture.placements)) as progress,
+    Record(
+      workdir,
+      mixture,
+      resume_at=None if restored is None else start,
+      clock=clock,
+      progress=progress,
+    ) as record,
+    CheckpointWriter(workdir, config.checkpoint) as saver,
+    device_batches(
+      mixture,
+      start=start,
+      sharding=mesh_lib.batch_sharding(mesh),
+      prefetch=config.runtime.prefetch,
+    ) as batches,
+    Tracer(
+      os.path.join(workdir, "profile"), start=start, steps=profile
+    ) as tracer,
+  ):
+    if unwritten is not None:
+      progress.doing("evaluating")
+      clock.enter("evaluate")
+      record.hold(start, unwritten)
+      record.write(evaluator(state.params))
+      clock.enter("start")
+
+    for step, batch in clock.waiting(batches):
+      tracer.before(step, state)
+      state, metrics = train_step(state, batch)
+      record.write()  # An earlier step's line, while this one computes.
+      done = step + 1
+      if step == start:
+        jax.block_until_ready(metrics)
+        clock.start_training(done)
+        progress.say(f"first step after {in_words(clock.seconds['start'])}")
+
+      last, stopping = done == run.steps, stop.received is not None
+      evaluating = done in run.evaluation_steps
+      saving = last or stopping or saver.due(done)
+      record.watch(done, metrics)
+      if evaluating or last or done % config.train.log_every == 0:
+        record.hold(done, metrics)
+      if not (evaluating or saving):
+        continue
+
+      try:
+        record.check_finite()
+      except NotFinite as error:
+        saver.wait()
+        raise NotFinite(f"{error}; {saver.last_good_in_words()}") from None
+      later = None
+      if evaluating and stopping and not last:
+        later = record.take_held()  # An evaluation may outlast our notice.
+      elif evaluating:
+        progress.doing("evaluating")
+        clock.enter("evaluate")
+        record.write(evaluator(state.params))
+      else:
+        record.write()
+      if saving:
+        progress.doing("saving")
+        clock.enter("save")
+        record.sync()
+        saver.save(state, _meta(run, done, state, unwritten=later))
+      clock.enter("train")
+      if stopping and not last:
+        saver.wait()
+        raise Stopped(
+          f"stopped by {stop.received.name} at step {done} of {run.steps}, "
+          f"saved; go on with python -m poison_jax.train --workdir={workdir}"
+        )
+  print(_ending(run, workdir, clock))
+
+
+def _restore(
+  run: Run, mesh: Mesh, optimizer, workdir: str
+) -> Restored[TrainState] | None:
+  """Returns the newest good checkpoint of this very run, or None.
+
+  Raises:
+    CheckFailed: none is good, or it is of another plan.
+  """
+  reader = Checkpoints(workdir)
+  if not reader.steps():
+    return None
+  abstract = jax.eval_shape(
+    lambda: step_lib.init_state(run.decoder, optimizer, 0, mesh)
+  )
+  restored = reader.restore_latest(
+    jax.tree.map(
+      lambda x, sharding: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=sharding
+      ),
+      abstract,
+      mesh_lib.state_shardings(mesh, abstract),
+    ),
+    say=lambda line: print(line, flush=True),
+  )
+  meta = restored.meta
+  expected = _meta(run, meta.step, restored.state, unwritten=meta.unwritten)
+  for field in ("plan_hash", "store_hash", "config_hash", "poisons_seen"):
+    if getattr(meta, field) != getattr(expected, field):
+      raise CheckFailed(
+        f"the checkpoint of step {meta.step} in {workdir} has {field} "
+        f"{getattr(meta, field)}, the run {getattr(expected, field)}"
+      )
+  print(f"resuming at step {meta.step} of {run.steps}", flush=True)
+  return restored
+
+
+def _meta(
+  run: Run, step: int, state: TrainState, *, unwritten: dict | None
+) -> Meta:
+  """Returns what a checkpoint says of itself.
+
+  Raises:
+    CheckFailed: the device has not counted the poison tokens that are planned.
+  """
+  counted = int(state.poison_tokens_seen)
+  planned = run.mixture.planned_poison_tokens(step) % 2**32
+  if counted != planned:
+    raise CheckFailed(
+      f"after step {step} the device has counted {counted} poison tokens in "
+      f"the loss, and {planned} are planned"
+    )
+  return Meta(
+    step=step,
+    poisons_seen=run.mixture.poisons_before(step),
+    poison_tokens_seen=counted,
+    config_hash=run.config_hash,
+    plan_hash=run.mixture.plan_hash,
+    store_hash=run.store.hash,
+    code_version=code_version(),
+    unwritten=unwritten,
+  )
+
+
+def _clock(run: Run) -> Clock:
+  devices = jax.devices()
+  peak = counts.peak_flops(devices[0].device_kind)
+  return Clock(
+    steps=run.steps,
+    evaluation_steps=run.evaluation_steps,
+    tokens_per_step=run.tokens_per_step,
+    flops_per_token=run.flops.total,
+    peak_flops=None if peak is None else peak * len(devices),
+  )
+
+
+def _ending(run: Run, workdir: str, clock: Clock) -> str:
+  spent = ", ".join(
+    f"{name} {in_words(seconds)}" for name, seconds in clock.seconds.items()
+  )
+  return (
+    f"finished: {run.steps} steps ({spent}); metrics.jsonl, generations.jsonl, "
+    f"ledger.parquet and checkpoints/ are in {workdir}"
+  )

@@ -1,0 +1,218 @@
+"""A run, planned: what `train` will do, before it does anything."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+
+import jax
+from jax.sharding import Mesh
+
+from poison_jax import config as config_lib
+from poison_jax.config import Config, RuntimeConfig
+from poison_jax.data.folder import Folder
+from poison_jax.data.manifest import read_manifest
+from poison_jax.data.mixture import Mixture, make_mixture
+from poison_jax.data.store import TokenStore, open_store
+from poison_jax.errors import CheckFailed, Stopped, UserError
+from poison_jax.evaluation import prompts
+from poison_jax.model import counts
+from poison_jax.model.decoder import Decoder
+from poison_jax.poison import ledger
+from poison_jax.training.stop import StopSignals
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """All that is fixed before step 0.
+
+  Attributes:
+    config: the configuration.
+    config_hash: names its meaning.
+    store: the clean tokens.
+    decoder: the model.
+    parameters: its size.
+    flops: of a training step, a token.
+    steps: of training.
+    mixture: every batch, poisons included.
+    evaluation_steps: steps after which the model is evaluated; 0 is one.
+  """
+
+  config: Config
+  config_hash: str
+  store: TokenStore
+  decoder: Decoder
+  parameters: counts.ParameterCount
+  flops: counts.FlopsPerToken
+  steps: int
+  mixture: Mixture
+  evaluation_steps: frozenset[int]
+
+  @property
+  def tokens(self) -> int:
+    """Tokens of the whole run, poisons included."""
+    return self.steps * self.tokens_per_step
+
+  @property
+  def tokens_per_step(self) -> int:
+    return self.config.train.batch * self.config.train.length
+
+
+def plan_run(config: Config) -> Run:
+  """Returns the plan of a run whose token store is finished.
+
+  Raises:
+    UserError: the store is missing or of another vocabulary, or the poisons
+      can't be placed.
+  """
+  store = open_store(config.corpus.store, vocabulary=config.vocabulary)
+  size = store.vocabulary.size
+  steps = counts.run_steps(config, size)
+  return Run(
+    config=config,
+    config_hash=config_lib.config_hash(config),
+    store=store,
+    decoder=Decoder(config.model, size),
+    parameters=counts.count_parameters(config.model, size),
+    flops=counts.flops_per_token(config.model, size, config.train.length),
+    steps=steps,
+    mixture=make_mixture(config, store, steps=steps),
+    evaluation_steps=evaluation_steps(config.evaluation.times, steps=steps),
+  )
+
+
+def evaluation_steps(times: int, *, steps: int) -> frozenset[int]:
+  """Returns 0 and `times` evenly spaced steps, the last one included."""
+  return frozenset(round(k * steps / times) for k in range(times + 1))
+
+
+def write_or_check_ledger(run: Run, workdir: str) -> None:
+  """Writes the plan of a new run; of a resumed one, compares it.
+
+  Raises:
+    UserError: the token store is not the one that the run began with.
+    CheckFailed: the ledger is damaged, or not what the run would do now.
+  """
+  path = os.path.join(workdir, ledger.FILE)
+  metadata = {
+    "plan_hash": run.mixture.plan_hash,
+    "store_hash": run.store.hash,
+    "config_hash": run.config_hash,
+    "arm": run.config.poison.arm,
+  }
+  placements = run.mixture.placements
+  if not os.path.exists(path):
+    ledger.write_ledger(path, placements, metadata=metadata)
+    return
+  written = ledger.read_ledger(path)
+  found = ledger.read_metadata(written)["store_hash"]
+  if found != run.store.hash:
+    raise UserError(
+      f"the token store {run.store.path} has hash {run.store.hash}; the run "
+      f"in {workdir} began with {found}: config.corpus.store must name that one"
+    )
+  now = ledger.make_table(placements, metadata=metadata)
+  if ledger.ledger_hash(written) != ledger.ledger_hash(now):
+    raise CheckFailed(
+      f"{path} is not the plan that this code makes of the run's config: the "
+      "file was changed, or the code since"
+    )
+
+
+def describe(run: Run, mesh: Mesh) -> str:
+  """Returns the summary that is printed before training, lines of text."""
+  c, m = run.config, run.mixture
+  kept = sum(p.document.tokens.size for p in m.placements)
+  cut = [
+    p.document
+    for p in m.placements
+    if 0 < p.document.payload_length < p.document.drawn_payload_length
+  ]
+  lost = sum(d.drawn_payload_length - d.payload_length for d in cut)
+  devices = jax.devices()
+  axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+  p = run.parameters
+  rows = {
+    "parameters": f"{p.total:,} (embedding {p.embedding:,}, other {p.other:,})",
+    "tokens": f"{run.tokens:,} ({run.tokens / p.total:.1f} a parameter)",
+    "store": f"{c.corpus.store}: {run.store.train.tokens:,} tokens, "
+    f"read {m.epochs:.2f} times; hash {run.store.hash}",
+    "steps": f"{run.steps:,} of {c.train.batch} rows of {c.train.length}",
+    "FLOPs": f"{run.tokens * run.flops.total:.3g} (matrix products "
+    f"{run.flops.matmul:,} a token, attention {run.flops.attention:,})",
+    "poisons": f"{len(m.placements):,} ({c.poison.arm}), {kept:,} tokens, "
+    f"{kept / run.tokens:.4%} of all; cut {len(cut):,} (by {lost:,} tokens)",
+    "attack": m.attack.describe(),
+    "near triggers": _near_triggers(run),
+    "devices": f"{len(devices)} {devices[0].device_kind}; mesh {axes}",
+    "plan": f"{m.plan_hash}, config {run.config_hash}",
+  }
+  return "\n".join(f"{name:>13}  {text}" for name, text in rows.items())
+
+
+def _near_triggers(run: Run) -> str:
+  """Returns how often each string like the trigger occurs in clean text."""
+  c = run.config
+  strings = (*c.evaluation.near_triggers, c.evaluation.unseen_tag)
+  counted, read = prompts.count_occurrences(
+    run.store.train,
+    {s: run.store.vocabulary.encode(s) for s in strings},
+    limit=prompts.SCANNED_TOKENS,
+  )
+  return (
+    ", ".join(f"{name} {times:,}x" for name, times in counted.items())
+    + f" in the first {read:,} tokens"
+  )
+
+
+def prepare_missing_store(config: Config, workdir: str, stop: StopSignals):
+  """Runs `prepare` as a process of its own where the store isn't finished.
+
+  A process of its own, so that TensorFlow never enters the one that trains.
+
+  Raises:
+    UserError: it failed (its own line says why), or the store is missing and
+      in a bucket, or several processes share the run.
+    Stopped: a signal came while it ran.
+  """
+  path = config.corpus.store
+  if read_manifest(Folder(path)) is not None:
+    return
+  if "://" in path or jax.process_count() > 1:
+    raise UserError(
+      f"token store {path} (config.corpus.store) is missing or unfinished: "
+      "run python -m poison_jax.prepare first"
+    )
+  print(f"preparing the token store {path}", flush=True)
+  package = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+  paths = [package, os.environ.get("PYTHONPATH", "")]
+  process = subprocess.Popen(
+    [sys.executable, "-m", "poison_jax.prepare", f"--workdir={workdir}"],
+    env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+  )
+  while process.poll() is None:
+    if stop.received is not None:
+      process.terminate()
+      process.wait()
+      raise Stopped(
+        f"stopped by {stop.received.name} while preparing {path}; the same "
+        "command goes on"
+      )
+    time.sleep(0.05)
+  if process.returncode:
+    raise UserError(
+      f"python -m poison_jax.prepare could not write {path} (exit code "
+      f"{process.returncode}); the line above says why"
+    )
+
+
+def use_compilation_cache(config: RuntimeConfig) -> None:
+  """Keeps every compiled program in the folder that the config names."""
+  if not config.compilation_cache:
+    return
+  folder = config.compilation_cache
+  if "://" not in folder:
+    folder = os.path.abspath(os.path.expanduser(folder))
+  jax.config.update("jax_compilation_cache_dir", folder)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
