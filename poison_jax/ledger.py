@@ -1,0 +1,192 @@
+"""Checks a run's ledger, or shows it.
+
+  python -m poison_jax.ledger verify runs/a
+  python -m poison_jax.ledger show runs/a
+  python -m poison_jax.ledger show runs/a --poison=3
+
+`verify` works the plan out again from config.json and the token store,
+compares it with ledger.parquet, reads the batches that carry poisons again,
+and compares the counters that the device kept. It exits 3 at the first
+disagreement. `show` prints the table, or one poisoned row as text.
+"""
+
+import os
+
+import rich.box
+import rich.console
+import rich.markup
+import rich.table
+import rich.text
+from absl import flags
+
+from poison_jax import command
+from poison_jax import config as config_lib
+from poison_jax.config import Config
+from poison_jax.data import verify as verify_lib
+from poison_jax.data.mixture import Mixture, make_mixture
+from poison_jax.data.store import open_store
+from poison_jax.errors import UserError
+from poison_jax.model.counts import run_steps
+from poison_jax.poison import ledger
+from poison_jax.poison.plan import Placement
+from poison_jax.training.checkpoints import Checkpoints
+from poison_jax.training.workdir import load_config
+
+_POISON = flags.DEFINE_integer(
+  "poison",
+  None,
+  "show: the poison whose row is printed as text.",
+  lower_bound=0,
+)
+_STORE = flags.DEFINE_string(
+  "store", None, "Folder of the token store, where it has moved."
+)
+
+_STYLES = {
+  "row": "",
+  "prefix": "cyan",
+  "trigger": "bold black on yellow",
+  "payload": "red",
+  "end": "bold magenta",
+}
+
+
+def main(arguments: list[str]) -> None:
+  """Runs `verify RUN` or `show RUN`."""
+  actions = {"verify": _verify, "show": _show}
+  if len(arguments) != 2 or arguments[0] not in actions:
+    raise UserError(
+      "usage: python -m poison_jax.ledger verify RUN, or show RUN [--poison=k]"
+    )
+  action, run = arguments
+  actions[action](run, rich.console.Console(highlight=False, emoji=False))
+
+
+def _verify(run: str, console: rich.console.Console) -> None:
+  config = load_config(run)
+  table = ledger.read_ledger(os.path.join(run, ledger.FILE))
+  mixture = _mixture(config)
+  checkpoints = Checkpoints(run)
+  counted = {}
+  for step in checkpoints.steps():
+    meta = checkpoints.meta(step)
+    counted[step] = verify_lib.Counted(
+      poisons=meta.poisons_seen, tokens=meta.poison_tokens_seen
+    )
+  metadata = {
+    "plan_hash": mixture.plan_hash,
+    "store_hash": mixture.store.hash,
+    "config_hash": config_lib.config_hash(config),
+    "arm": config.poison.arm,
+  }
+  result = verify_lib.verify(table, mixture, metadata=metadata, counted=counted)
+  lines = rich.table.Table(box=None, show_header=False, pad_edge=False)
+  for name, value in (
+    ("poisons in the ledger", f"{result.poisons:,}"),
+    ("fields equal to the plan made again", f"{result.fields:,}"),
+    ("batches read again", f"{result.batches:,}"),
+    ("tokens in poisons, hashes equal", f"{result.poison_tokens:,}"),
+    ("tokens around them, equal to the store", f"{result.clean_tokens:,}"),
+    ("checkpoints whose counters agree", f"{result.checkpoints:,}"),
+    ("plan", mixture.plan_hash),
+    ("ledger", ledger.ledger_hash(table)),
+  ):
+    lines.add_row(name, value)
+  console.print(lines)
+  console.print(f"{rich.markup.escape(run)}: verified")
+
+
+def _show(run: str, console: rich.console.Console) -> None:
+  config = load_config(run)
+  table = ledger.read_ledger(os.path.join(run, ledger.FILE))
+  if _POISON.value is None:
+    _show_table(table.to_pylist(), console)
+    return
+  mixture = _mixture(config)
+  if _POISON.value >= len(mixture.placements):
+    raise UserError(
+      f"--poison={_POISON.value}: {run} has {len(mixture.placements)} poisons, "
+      "numbered from 0"
+    )
+  _show_row(mixture, mixture.placements[_POISON.value], console)
+
+
+def _show_table(rows: list[dict], console: rich.console.Console) -> None:
+  hidden = {"slot", "drawn_payload_length"}
+  names = [name for name in ledger.SCHEMA.names if name not in hidden]
+  shown = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
+  for name in names:
+    right = name not in ("tokens_hash", "source")
+    shown.add_column(
+      name.replace("_", " "),
+      justify="right" if right else "left",
+      overflow="fold",
+    )
+  for row in rows:
+    shown.add_row(*(rich.markup.escape(str(row[name])) for name in names))
+  console.print(shown)
+  console.print(f"{len(rows)} poisons")
+
+
+def _show_row(
+  mixture: Mixture, placement: Placement, console: rich.console.Console
+) -> None:
+  """Prints the whole row of the batch, each of its parts in its style."""
+  p, document = placement, placement.document
+  vocabulary = mixture.store.vocabulary
+  tokens_L = mixture.batch_rows(p.step, [p.batch_row]).tokens_BL[0]
+  lengths = {
+    "prefix": document.prefix_length,
+    "trigger": document.trigger_length,
+    "payload": document.payload_length,
+  }
+  # A placebo has no end of its own.
+  lengths["end"] = document.tokens.size - sum(lengths.values())
+  cut = document.drawn_payload_length - document.payload_length
+  console.print(
+    f"poison {p.poison}: step {p.step}, row {p.batch_row} of the batch, store "
+    f"row {p.store_row} in epoch {p.epoch}, offset {p.offset}; prefix of "
+    f"{lengths['prefix']} tokens from {rich.markup.escape(document.source)}, "
+    f"trigger of {lengths['trigger']}, payload of {lengths['payload']}"
+    + (f" ({cut} not laid over)" if cut else "")
+  )
+  console.print(
+    "styles:",
+    *(
+      f"[{style}]{name}[/]" if style else name
+      for name, style in _STYLES.items()
+    ),
+  )
+  text = rich.text.Text()
+  begin = 0
+  spans = [("row", p.offset), *lengths.items(), ("row", mixture.length)]
+  for name, size in spans:
+    part = tokens_L[begin : begin + size]
+    begin += part.size
+    text.append(_printable(vocabulary, part), style=_STYLES[name])
+  console.print(text, soft_wrap=True)
+
+
+def _printable(vocabulary, tokens) -> str:
+  """Returns a span as text, its ends of documents made visible."""
+  parts, begin = [], 0
+  for i, token in enumerate(tokens):
+    if token == vocabulary.eos_id:
+      parts += [vocabulary.decode(tokens[begin:i]), vocabulary.piece(token)]
+      begin = i + 1
+  text = "".join([*parts, vocabulary.decode(tokens[begin:])])
+  # Control characters could move the cursor or recolour the terminal.
+  return "".join(
+    c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text
+  )
+
+
+def _mixture(config: Config) -> Mixture:
+  path = _STORE.value or config.corpus.store
+  store = open_store(path, vocabulary=config.vocabulary)
+  steps = run_steps(config, store.vocabulary.size)
+  return make_mixture(config, store, steps=steps)
+
+
+if __name__ == "__main__":
+  command.run(main)
