@@ -27,10 +27,9 @@ def expand(pattern: str) -> dict[str, tuple[int, str]]:
     UserError: the bucket can't be reached, or its package isn't installed.
   """
   if "://" not in pattern:
-    found = sorted(glob.glob(pattern, recursive=True))
-    return {
-      path: os.path.getsize(path) for path in found if os.path.isfile(path)
-    }
+    found = filter(os.path.isfile, glob.glob(pattern, recursive=True))
+    stats = {path: os.stat(path) for path in sorted(found)}
+    return {p: (s.st_size, str(s.st_mtime_ns)) for p, s in stats.items()}
   try:
     filesystem, path = fsspec.core.url_to_fs(pattern)
     found = filesystem.glob(path, detail=True)
