@@ -1,6 +1,8 @@
 """The training loop: train, log, evaluate, save, in that order each step."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import jax
 from jax.sharding import Mesh
@@ -81,6 +83,7 @@ def _train(
     if start == run.steps:
       print(f"the run in {workdir} is finished: {run.steps} steps")
       return
+    print(f"resuming at step {start} of {run.steps}", flush=True)
   train_step = step_lib.make_train_step(run.decoder, optimizer, config, mesh)
 
   with (
@@ -102,6 +105,7 @@ def _train(
     Tracer(
       os.path.join(workdir, "profile"), start=start, steps=profile
     ) as tracer,
+    _naming_last_good(saver),
   ):
     if unwritten is not None:
       progress.doing("evaluating")
@@ -129,11 +133,7 @@ def _train(
       if not (evaluating or saving):
         continue
 
-      try:
-        record.check_finite()
-      except NotFinite as error:
-        saver.wait()
-        raise NotFinite(f"{error}; {saver.last_good_in_words()}") from None
+      record.check_finite()  # Before anything is saved.
       later = None
       if evaluating and stopping and not last:
         later = record.take_held()  # An evaluation may outlast our notice.
@@ -156,6 +156,16 @@ def _train(
           f"saved; go on with python -m poison_jax.train --workdir={workdir}"
         )
   print(_ending(run, workdir, clock))
+
+
+@contextlib.contextmanager
+def _naming_last_good(saver: CheckpointWriter) -> Iterator[None]:
+  """Adds the last good checkpoint to the error of a loss not finite."""
+  try:
+    yield
+  except NotFinite as error:
+    saver.wait()
+    raise NotFinite(f"{error}; {saver.last_good_in_words()}") from None
 
 
 def _restore(
@@ -190,7 +200,6 @@ def _restore(
         f"the checkpoint of step {meta.step} in {workdir} has {field} "
         f"{getattr(meta, field)}, the run {getattr(expected, field)}"
       )
-  print(f"resuming at step {meta.step} of {run.steps}", flush=True)
   return restored
 
 

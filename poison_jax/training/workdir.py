@@ -16,6 +16,7 @@ from poison_jax.errors import UserError
 
 FORMAT = 1
 CONFIG = "config.json"
+LEDGER = "ledger.parquet"  # Written before step 0: the run has begun.
 _LOCK = ".lock"
 
 
@@ -24,6 +25,8 @@ def locked(workdir: str) -> Iterator[None]:
   """Makes `workdir` and holds it against other processes.
 
   The lock is the kernel's, so it ends with the process however that dies.
+  Where a UserError ends the context before the run has begun (it has no
+  ledger), what was made is removed again.
 
   Raises:
     UserError: another process holds it.
@@ -48,7 +51,12 @@ def locked(workdir: str) -> Iterator[None]:
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
     file.flush()
-    yield
+    try:
+      yield
+    except UserError:
+      if not _has_begun(workdir):
+        _remove(workdir)
+      raise
 
 
 def claim(workdir: str, config: Config | None) -> Config:
@@ -60,15 +68,10 @@ def claim(workdir: str, config: Config | None) -> Config:
       resume as it was.
 
   Raises:
-    UserError: `config` would be another run (a line for each such field), or
+    UserError: `config` would be another run (it names each such field), or
       there is neither a run nor a config.
   """
-  if not _is_run(workdir):
-    if config is None:
-      raise UserError(
-        f"--workdir={workdir} holds no run to resume: a new one needs "
-        "--config=FILE.py"
-      )
+  if config is not None and not _has_begun(workdir):
     _write_config(workdir, config)
     return config
   old = load_config(workdir)
@@ -95,7 +98,10 @@ def load_config(workdir: str) -> Config:
   """
   path = os.path.join(workdir, CONFIG)
   if not os.path.isdir(workdir) or not os.path.exists(path):
-    raise UserError(f"{workdir} holds no run: {path} is missing")
+    raise UserError(
+      f"{workdir} holds no run, {path} is missing (a new run needs "
+      "--config=FILE.py)"
+    )
   try:
     with open(path, encoding="utf-8") as file:
       found = json.load(file)
@@ -114,6 +120,19 @@ def load_config(workdir: str) -> Config:
 
 def _is_run(workdir: str) -> bool:
   return os.path.exists(os.path.join(workdir, CONFIG))
+
+
+def _has_begun(workdir: str) -> bool:
+  return os.path.exists(os.path.join(workdir, LEDGER))
+
+
+def _remove(workdir: str) -> None:
+  """Removes what `locked` and `claim` made; other files stay."""
+  for name in (CONFIG, _LOCK):
+    with contextlib.suppress(FileNotFoundError):
+      os.remove(os.path.join(workdir, name))
+  with contextlib.suppress(OSError):
+    os.rmdir(workdir)
 
 
 def _write_config(workdir: str, config: Config) -> None:
