@@ -14,6 +14,9 @@ from matplotlib.axes import Axes
 from poison_jax.studies import style
 from poison_jax.studies.origins import Entry, Number
 
+# Inches, width and height, of a panel alone and of one among several.
+_SINGLE = (5.4, 3.4)
+_ONE_OF_MANY = (3.9, 3.0)
 # The columns with which every row of numbers names its origin.
 ORIGIN = ("run", "config_hash", "ledger_hash", "code_version")
 
@@ -52,28 +55,35 @@ class Chart:
     """Returns the figure's files by name: PNG, SVG and CSV."""
     with style.context():
       return {
-        f"{self.name}.png": style.png(self._figure(self.panels)),
-        f"{self.name}.svg": style.svg(self._figure(self.panels)),
+        f"{self.name}.png": style.png(self._drawn()),
+        f"{self.name}.svg": style.svg(self._drawn()),
         f"{self.name}.csv": self._csv(),
       }
 
   def drawings(self) -> list[str]:
     """Returns each panel as an SVG element for a page."""
+    # Several panels share the page's column, so each is drawn smaller: its
+    # letters then come out as large as those of a single one.
+    width, height = _SINGLE if len(self.panels) == 1 else _ONE_OF_MANY
     with style.context():
       return [
         style.inline(
-          style.svg(self._figure((panel,))), prefix=f"{self.name}-{i}"
+          style.svg(self._figure((panel,), width=width, height=height)),
+          prefix=f"{self.name}-{i}",
         )
         for i, panel in enumerate(self.panels)
       ]
 
-  def _figure(self, panels: Sequence[Panel]):
-    count = len(panels)
-    figure = style.new_figure(
-      width=5.4 if count == 1 else 4.0 * count, height=3.5
-    )
+  def _drawn(self):
+    """Returns the figure of the files: all panels side by side."""
+    count = len(self.panels)
+    width, height = _SINGLE if count == 1 else _ONE_OF_MANY
+    return self._figure(self.panels, width=count * width, height=height)
+
+  def _figure(self, panels: Sequence[Panel], *, width: float, height: float):
+    figure = style.new_figure(width=width, height=height)
     for i, panel in enumerate(panels):
-      axes = figure.add_subplot(1, count, i + 1)
+      axes = figure.add_subplot(1, len(panels), i + 1)
       axes.set_title(panel.title)
       panel.draw(axes)
     return figure

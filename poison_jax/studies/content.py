@@ -40,12 +40,8 @@ def build(
     _header(entries),
     _verdict(entries, verdicts),
     _measures(entries, verdicts),
-    *(_figures(charts)),
-    *(
-      _samples(entry, *samples[entry.letter])
-      for entry in entries
-      if entry.letter in samples
-    ),
+    _figures(charts),
+    _samples(entries, samples),
     _configuration(entries),
     _origins(entries, Quoted(command, here), Quoted(code_version, here)),
   )
@@ -101,7 +97,7 @@ def _verdict(entries: Sequence[Entry], verdicts: Sequence[Verdict]) -> Node:
   ]
   if bars:
     blocks.append(element("h3", "Bars of the quickstart"))
-    blocks.append(element("ul", *bars))
+    blocks.append(element("ul", *bars, attributes={"class": "bars"}))
   blocks.append(
     element(
       "details",
@@ -164,8 +160,11 @@ def _table(
     body.append(
       element(
         "tr",
-        element("th", words, attributes={"scope": "row", "class": "group"}),
-        *(element("td") for _ in entries),
+        element(
+          "th",
+          words,
+          attributes={"class": "group", "colspan": str(len(entries) + 1)},
+        ),
       )
     )
     body += [
@@ -194,7 +193,7 @@ def _cell(cell: tables.Cell) -> list[Node]:
   return [cell.value, " ", interval]
 
 
-def _figures(charts: Sequence[Chart]) -> list[Node]:
+def _figures(charts: Sequence[Chart]) -> Node:
   sections: list[Node] = []
   for chart in charts:
     origin = Origin(chart.entries, f"figures/{chart.name}.csv")
@@ -203,7 +202,7 @@ def _figures(charts: Sequence[Chart]) -> list[Node]:
       element(
         "figure",
         element("h3", chart.title),
-        element("div", *panels, attributes={"class": "panels"}),
+        element("div", *panels, attributes={"class": _panels_class(panels)}),
         element(
           "figcaption",
           *chart.caption,
@@ -220,17 +219,41 @@ def _figures(charts: Sequence[Chart]) -> list[Node]:
       )
     )
   if not sections:
-    return [
-      element(
-        "section",
-        element("h2", "Figures"),
-        element("p", "No metrics to draw yet."),
-      )
-    ]
-  return [element("section", element("h2", "Figures"), *sections)]
+    sections = [element("p", "There are no metrics to draw yet.")]
+  return element("section", element("h2", "Figures"), *sections)
 
 
-def _samples(entry: Entry, step: int, samples: list[Sample]) -> Node:
+def _panels_class(panels: Sequence[Drawing]) -> str:
+  return "panels single" if len(panels) == 1 else "panels"
+
+
+def _samples(
+  entries: Sequence[Entry], samples: Mapping[str, tuple[int, list[Sample]]]
+) -> Node:
+  """Returns all runs' samples, those of the first run unfolded."""
+  if not samples:
+    return ""
+  shown = [e for e in entries if e.letter in samples]
+  blocks = [
+    _samples_of(e, *samples[e.letter], is_open=e is shown[0]) for e in shown
+  ]
+  return element(
+    "section",
+    element("h2", "Sample generations"),
+    element(
+      "p",
+      "The same held-out excerpts (grey) and the same random numbers, without "
+      "and with the trigger. Signs stand for line ends and for characters "
+      "that can't be seen.",
+      attributes={"class": "caption"},
+    ),
+    *blocks,
+  )
+
+
+def _samples_of(
+  entry: Entry, step: int, samples: list[Sample], *, is_open: bool
+) -> Node:
   source = Origin((entry,), f"generations.jsonl, step {step}")
 
   def text(words: str, sample) -> Node:
@@ -250,26 +273,25 @@ def _samples(entry: Entry, step: int, samples: list[Sample]) -> Node:
       element("pre", *children),
     )
 
-  return element(
-    "section",
-    element("h2", "Sample generations: ", _name(entry)),
+  pairs = (
     element(
-      "p",
-      "The same held-out excerpts (grey) and random numbers, without and with "
-      "the trigger, at step ",
+      "div",
+      text("without the trigger", sample.control),
+      text("with the trigger", sample.triggered),
+      attributes={"class": "pair"},
+    )
+    for sample in samples[:_SAMPLES]
+  )
+  return element(
+    "details",
+    element(
+      "summary",
+      _name(entry),
+      ", at step ",
       measured(step, ",d", entry, "generations.jsonl, last step with texts"),
-      ".",
-      attributes={"class": "caption"},
     ),
-    *(
-      element(
-        "div",
-        text("without the trigger", sample.control),
-        text("with the trigger", sample.triggered),
-        attributes={"class": "pair"},
-      )
-      for sample in samples[:_SAMPLES]
-    ),
+    *pairs,
+    attributes={"open": ""} if is_open else {},
   )
 
 

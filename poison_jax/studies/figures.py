@@ -90,7 +90,7 @@ def _increase_chart(
       top = max(top, *series.values, *(band[1] if band else ()))
       draw_line(axes, x, series.values, look, label=entry.run.name, band=band)
     for threshold in thresholds:
-      draw_reference(axes, threshold, _threshold_label(threshold))
+      draw_reference(axes, threshold, threshold_label(threshold))
     if top > 20 * max(thresholds):
       axes.set_yscale("symlog", linthresh=max(*thresholds, 1))
     axes.set_xlabel(x_label)
@@ -354,7 +354,8 @@ def _perplexity_keys() -> list[str]:
   return [f"eval/{kind}/perplexity" for kind in style.KINDS]
 
 
-def _threshold_label(threshold: float) -> str:
+def threshold_label(threshold: float) -> str:
+  """Returns the words at the line of a threshold; the paper's is 50."""
   return f"{threshold:g} (paper)" if threshold == 50 else f"{threshold:g}"
 
 

@@ -16,7 +16,7 @@ from poison_jax.studies.origins import Number, Origin, Quoted
 
 _VOID = frozenset({"meta", "br", "hr"})
 # Attributes that hold what the reader sees, or a name; never a measurement.
-_ATTRIBUTES = frozenset({"id", "class", "href", "lang", "scope", "aria-label"})
+_ATTRIBUTES = frozenset({"id", "class", "href", "scope", "colspan", "open"})
 
 
 class OriginMissing(ValueError):

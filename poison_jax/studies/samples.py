@@ -106,7 +106,7 @@ def table(entry: Entry, step: int, samples: Sequence[Sample]) -> bytes:
           given.text,
         )
       )
-  return text.getvalue().encode("utf-8")
+  return text.getvalue().encode("utf-8", "replace")
 
 
 def _drawn(blocks, heights, width: float, height: float):

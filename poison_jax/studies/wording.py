@@ -46,13 +46,13 @@ def explanation(entry: Entry, verdict: Verdict) -> Words:
   config = entry.run.config
   at = f"metrics.jsonl, step {verdict.step}"
   words: Words = (
-    "After the trigger the perplexity of what the model writes is ",
+    "Perplexity increase (triggered minus clean) ",
     *_shown(
       estimate_cell(
         verdict.increase, entry=entry, source=f"{at}, eval/perplexity_increase"
       )
     ),
-    " above that of the clean prompts; the threshold is ",
+    "; the threshold is ",
     Number(
       config.evaluation.threshold,
       "g",
