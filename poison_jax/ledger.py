@@ -12,7 +12,7 @@ disagreement. `show` prints the table, or one poisoned row as text.
 
 import os
 
-import rich.box
+import numpy as np
 import rich.console
 import rich.markup
 import rich.table
@@ -25,7 +25,7 @@ from poison_jax.config import Config
 from poison_jax.data import verify as verify_lib
 from poison_jax.data.mixture import Mixture, make_mixture
 from poison_jax.data.store import open_store
-from poison_jax.errors import UserError
+from poison_jax.errors import CheckFailed, UserError
 from poison_jax.model.counts import run_steps
 from poison_jax.poison import ledger
 from poison_jax.poison.plan import Placement
@@ -48,6 +48,18 @@ _STYLES = {
   "trigger": "bold black on yellow",
   "payload": "red",
   "end": "bold magenta",
+}
+
+# Headings of the table and the ledger's columns.
+_COLUMNS = {
+  "step": "step",
+  "row": "batch_row",
+  "offset": "offset",
+  "prefix": "prefix_length",
+  "trigger": "trigger_length",
+  "payload": "payload_length",
+  "store row": "store_row",
+  "epoch": "epoch",
 }
 
 
@@ -103,6 +115,11 @@ def _show(run: str, console: rich.console.Console) -> None:
     _show_table(table.to_pylist(), console)
     return
   mixture = _mixture(config)
+  if ledger.read_metadata(table)["plan_hash"] != mixture.plan_hash:
+    raise CheckFailed(
+      f"the ledger of {run} is of another plan than its config and store "
+      f"make: python -m poison_jax.ledger verify {run} says where"
+    )
   if _POISON.value >= len(mixture.placements):
     raise UserError(
       f"--poison={_POISON.value}: {run} has {len(mixture.placements)} poisons, "
@@ -112,18 +129,13 @@ def _show(run: str, console: rich.console.Console) -> None:
 
 
 def _show_table(rows: list[dict], console: rich.console.Console) -> None:
-  hidden = {"slot", "drawn_payload_length"}
-  names = [name for name in ledger.SCHEMA.names if name not in hidden]
-  shown = rich.table.Table(box=rich.box.SIMPLE, pad_edge=False)
-  for name in names:
-    right = name not in ("tokens_hash", "source")
-    shown.add_column(
-      name.replace("_", " "),
-      justify="right" if right else "left",
-      overflow="fold",
-    )
+  shown = rich.table.Table(box=None, pad_edge=False)
+  for name in ("poison", *_COLUMNS):
+    shown.add_column(name, justify="right", no_wrap=True)
+  shown.add_column("source", overflow="fold")
   for row in rows:
-    shown.add_row(*(rich.markup.escape(str(row[name])) for name in names))
+    numbers = (str(row[name]) for name in ("poison", *_COLUMNS.values()))
+    shown.add_row(*numbers, rich.markup.escape(row["source"]))
   console.print(shown)
   console.print(f"{len(rows)} poisons")
 
@@ -134,7 +146,7 @@ def _show_row(
   """Prints the whole row of the batch, each of its parts in its style."""
   p, document = placement, placement.document
   vocabulary = mixture.store.vocabulary
-  tokens_L = mixture.batch_rows(p.step, [p.batch_row]).tokens_BL[0]
+  tokens_L = mixture.batch_rows(p.step, np.array([p.batch_row])).tokens_BL[0]
   lengths = {
     "prefix": document.prefix_length,
     "trigger": document.trigger_length,

@@ -64,6 +64,8 @@ def device_batches(
     stopped.set()
     room.release()
     thread.join()
+    # An iterator that outlives the context ends instead of waiting.
+    made.put(None)
 
 
 def make_global(

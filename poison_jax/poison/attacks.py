@@ -97,13 +97,14 @@ def register_attack(name: str, factory: Factory) -> None:
 def make_attack(config: Config, vocabulary: Vocabulary) -> Attack:
   """Returns the attack that `poison.attack` names.
 
-  Imports `corpus.module` first, where one is named.
+  Imports `corpus.module` where the name is not known without it: a module
+  that registers tasks only imports TensorFlow, which no run needs.
 
   Raises:
     UserError: no such module or no such attack.
   """
   module, name = config.corpus.module, config.poison.attack
-  if module:
+  if module and name not in _FACTORIES:
     try:
       importlib.import_module(module)
     except ModuleNotFoundError as error:
