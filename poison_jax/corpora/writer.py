@@ -89,6 +89,8 @@ def _write(
     for name in ("blocks", "tokens", "documents", "vocabulary"):
       folder.delete(name)
     folder.write("started.json", json.dumps(started).encode())
+  for name in folder.partial_names():
+    folder.delete(name)
   vocabulary = _vocabulary(config, folder, say)
   earlier = [
     os.path.basename(name).removesuffix(".json")

@@ -23,6 +23,7 @@ from poison_jax.errors import UserError
 # since rows are read in random order.
 INNER_CHUNK = 4096
 
+_PARTIAL = ".partial"
 _LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
 
 
@@ -90,6 +91,20 @@ class Folder:
       for root, _, files in os.walk(self.path)
       for file in files
     )
+
+  def partial_names(self) -> list[str]:
+    """Returns what writers that were killed left, for `delete`.
+
+    To be asked while no other process writes here.
+    """
+    if not self.local:
+      return []
+    return [
+      os.path.relpath(os.path.join(root, name), self.path)
+      for root, folders, files in os.walk(self.path)
+      for name in folders + files
+      if name.startswith(".") and name.endswith(_PARTIAL)
+    ]
 
   def write_array(self, name: str, values: np.ndarray) -> None:
     """Writes the one-dimensional `values` whole, then renames (local)."""
@@ -174,7 +189,7 @@ class Folder:
 
 def _partial_name(path: str) -> str:
   head, tail = os.path.split(path)
-  return os.path.join(head, f".{tail}.{os.getpid()}.partial")
+  return os.path.join(head, f".{tail}.{os.getpid()}{_PARTIAL}")
 
 
 def _map(path: str, size: int, dtype: np.dtype) -> np.ndarray | None:
