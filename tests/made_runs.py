@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from configs import tiny
 from poison_jax import config as config_lib
+from poison_jax.poison import ledger
 
 STEPS = 200
 EVALUATIONS = 5
@@ -55,11 +56,9 @@ def make_run(
     last: mean perplexity by kind at the end; None for the arm's usual.
   """
   folder.mkdir(parents=True)
-  tree = tiny.get_config(f"arm={arm},poisons={poisons},seed={seed}")
-  tree.train.steps = STEPS
-  tree.evaluation.prompts = PROMPTS
-  tree.evaluation.times = EVALUATIONS
-  config = config_lib.from_config_dict(tree)
+  config = make_config(
+    arm=arm, poisons=poisons, seed=seed, store="stores/tiny", steps=STEPS
+  )
   config_hash = config_lib.config_hash(config)
   (folder / "config.json").write_text(
     json.dumps(
@@ -79,6 +78,18 @@ def make_run(
   return folder
 
 
+def make_config(
+  *, arm: str, poisons: int, seed: int, store: str, steps: int
+) -> config_lib.Config:
+  """Returns the configuration of a made-up run."""
+  tree = tiny.get_config(f"arm={arm},poisons={poisons},seed={seed}")
+  tree.corpus.store = store
+  tree.train.steps = steps
+  tree.evaluation.prompts = PROMPTS
+  tree.evaluation.times = EVALUATIONS
+  return config_lib.from_config_dict(tree)
+
+
 def make_trio(folder: pathlib.Path) -> list[str]:
   """Writes the quickstart's three runs and returns their folders."""
   return [
@@ -88,20 +99,34 @@ def make_trio(folder: pathlib.Path) -> list[str]:
 
 
 def _write_ledger(path, count, config_hash, arm):
-  table = pa.table(
+  rows = [
     {
-      "poison": pa.array(range(count), pa.int64()),
-      "prefix_length": pa.array([10] * count, pa.int32()),
-      "trigger_length": pa.array([1] * count, pa.int32()),
-      "payload_length": pa.array([120] * count, pa.int32()),
+      "poison": k,
+      "tokens_hash": f"{k:016x}",
+      "source": f"doc{k}",
+      "step": k,
+      "slot": 4 * k,
+      "batch_row": 0,
+      "store_row": k,
+      "epoch": 0,
+      "offset": 0,
+      "prefix_length": 10,
+      "trigger_length": 1,
+      "payload_length": 120,
+      "drawn_payload_length": 120,
+      "tokens": 132,
+      "loss_tokens": 131,
     }
-  )
+    for k in range(count)
+  ]
   metadata = {
     "plan_hash": {"poisoned": "a1", "clean": "b2", "placebo": "c3"}[arm] * 8,
     "store_hash": "5" * 16,
     "config_hash": config_hash,
+    "arm": arm,
   }
-  pq.write_table(table.replace_schema_metadata(metadata), path)
+  schema = ledger.SCHEMA.with_metadata(metadata)
+  pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
 
 
 def _write_lines(path, lines):

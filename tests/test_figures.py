@@ -12,7 +12,15 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from poison_jax.studies import charts, figures, runs, samples, style
+from poison_jax.studies import (
+  charts,
+  course_figures,
+  dose_figures,
+  figures,
+  runs,
+  samples,
+  style,
+)
 from poison_jax.studies.origins import make_entries
 
 
@@ -72,7 +80,7 @@ def test_every_row_of_numbers_names_its_origin(made, entries):
     for row in rows:
       run = next(e.run for e in entries if e.run.path == row["run"])
       assert row["config_hash"] == run.config_hash
-      assert row["ledger_hash"] == run.ledger.plan_hash
+      assert row["ledger_hash"] == run.ledger.hash
       assert row["code_version"] == run.code_version
 
 
@@ -96,19 +104,19 @@ def test_a_clean_run_stands_at_its_twins_poisons(made, entries):
     if r["run"] == entries[1].run.path
   ]
   assert [float(r["poisons_seen"]) for r in clean] == [9, 19, 28, 38, 48]
-  alone = figures.increase_by_poisons(entries[1:2])
+  alone = dose_figures.increase_by_poisons(entries[1:2])
   assert alone is None
 
 
 def test_the_threshold_is_named_as_the_papers_only_where_it_is(made):
   words = [t.get_text() for t in _axes(made["increase_by_poisons"])[0].texts]
   assert words == ["50 (paper)"]
-  assert figures.threshold_label(20.0) == "20"
+  assert dose_figures.threshold_label(20.0) == "20"
 
 
 def test_progress_is_the_share_of_planned_steps(tmp_path):
   run = runs.read_run(str(made_runs.make_run(tmp_path / "a", done=0.6)))
-  chart = figures.increase_by_progress(make_entries([run]))
+  chart = dose_figures.increase_by_progress(make_entries([run]))
   shares = [float(r["percent_of_steps"]) for r in _rows(chart)]
   assert shares == [20, 40, 60]
 
@@ -133,7 +141,7 @@ def test_the_floor_is_drawn_where_it_is_known(made, entries):
   run = entries[0].run
   metrics = {k: v for k, v in run.metrics.items() if "floor" not in k}
   bare = dataclasses.replace(run, metrics=metrics)
-  _, stay = _axes(figures.enter_and_stay(make_entries([bare])))
+  _, stay = _axes(course_figures.enter_and_stay(make_entries([bare])))
   assert not stay.texts
 
 
@@ -154,7 +162,7 @@ def test_what_there_is_of_an_early_run_is_drawn(tmp_path):
 def test_a_very_high_increase_does_not_flatten_the_rest(tmp_path):
   last = {"clean": 2.0, "triggered": 40_000.0}
   run = runs.read_run(str(made_runs.make_run(tmp_path / "a", last=last)))
-  chart = figures.increase_by_progress(make_entries([run]))
+  chart = dose_figures.increase_by_progress(make_entries([run]))
   assert _axes(chart)[0].get_yscale() == "symlog"
 
 

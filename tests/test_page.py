@@ -122,7 +122,7 @@ def test_a_number_names_run_hashes_code_and_command(entries):
     "metrics, key",
     run.path,
     run.config_hash,
-    "a1" * 8,
+    run.ledger.hash,
     run.code_version,
     f"python -m poison_jax.train --workdir={run.path}",
   ):
@@ -161,7 +161,7 @@ def test_every_number_on_the_page_has_its_origin(html_page, entries):
       assert number["title"].startswith(("poison_jax/", "arXiv"))
       continue
     run = next(e for e in entries if number["href"] == f"#run-{e.letter}").run
-    for part in (run.config_hash, run.ledger.plan_hash, run.code_version):
+    for part in (run.config_hash, run.ledger.hash, run.code_version):
       assert part in number["title"]
   # And no digit is shown outside of an element that names its origin.
   assert reader.bare == []

@@ -6,7 +6,8 @@ import made_runs
 import numpy as np
 import pytest
 
-from poison_jax.errors import UserError
+from poison_jax import vocabulary
+from poison_jax.errors import CheckFailed, UserError
 from poison_jax.studies import runs
 
 
@@ -27,7 +28,10 @@ def test_a_run_comes_back_as_it_was_written(folder):
     == json.loads((folder / "config.json").read_text())["config_hash"]
   )
   assert run.code_version.startswith("0123456789abcdef")
-  assert run.ledger == runs.Ledger("a1" * 8, "5" * 16, 48, 48 * 131)
+  assert run.ledger == runs.Ledger(
+    run.ledger.hash, "a1" * 8, "5" * 16, 48, 48 * 132
+  )
+  assert len(run.ledger.hash) == 16
   loss = run.metrics["train/loss"]
   assert loss.steps.tolist() == [line["step"] for line in written]
   assert loss.values.tolist() == [line["train/loss"] for line in written]
@@ -146,8 +150,24 @@ def test_a_damaged_config_is_refused(folder, text):
 def test_a_damaged_ledger_is_refused(folder):
   path = folder / "ledger.parquet"
   path.write_bytes(path.read_bytes()[:-10])
-  with pytest.raises(UserError, match="ledger.parquet"):
+  with pytest.raises(CheckFailed, match="ledger.parquet"):
     runs.read_run(str(folder))
+
+
+def test_planned_steps_need_the_vocabulary(tmp_path):
+  store = tmp_path / "store"
+  config = made_runs.make_config(
+    arm="clean", poisons=0, seed=0, store=str(store), steps=0
+  )
+  notes = []
+  assert runs.planned_steps(config, notes) is None
+  assert len(notes) == 1 and str(store) in notes[0]
+  vocabulary.ByteVocabulary().save(str(store / "vocabulary"))
+  size = vocabulary.ByteVocabulary().size
+  # By hand: tied embedding; per layer q, k, v, o, three of the feed-forward
+  # and two norms; a last norm. 20 tokens a parameter, 4 rows of 256 a step.
+  parameters = size * 64 + 2 * (4 * 64 * 64 + 3 * 64 * 192 + 2 * 64) + 64
+  assert runs.planned_steps(config, []) == -(-20 * parameters // 1024)
 
 
 def test_twins_differ_in_the_arm_alone(tmp_path):

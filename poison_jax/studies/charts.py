@@ -12,13 +12,22 @@ from collections.abc import Callable, Sequence
 from matplotlib.axes import Axes
 
 from poison_jax.studies import style
-from poison_jax.studies.origins import Entry, Number
+from poison_jax.studies.origins import Entry, Number, stated
+from poison_jax.studies.verdict import LEVEL
 
 # Inches, width and height, of a panel alone and of one among several.
 _SINGLE = (5.4, 3.4)
 _ONE_OF_MANY = (3.9, 3.0)
 # The columns with which every row of numbers names its origin.
 ORIGIN = ("run", "config_hash", "ledger_hash", "code_version")
+
+
+# What every shaded band is, for its caption.
+BAND = (
+  " Band: ",
+  stated(100 * LEVEL, ".0f", "poison_jax/studies/verdict.py, LEVEL"),
+  " % interval, bootstrap over documents.",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,5 +143,10 @@ def draw_legend(axes: Axes) -> None:
 def origin_cells(entry: Entry) -> tuple[str, ...]:
   """Returns the values of the columns `ORIGIN`."""
   run = entry.run
-  ledger = run.ledger.plan_hash if run.ledger else ""
+  ledger = run.ledger.hash if run.ledger else ""
   return run.path, run.config_hash, ledger, run.code_version
+
+
+def styled(entries: Sequence[Entry]) -> list[tuple[Entry, style.Style]]:
+  looks = style.styles_for([e.run.config.poison.arm for e in entries])
+  return list(zip(entries, looks, strict=True))

@@ -25,7 +25,7 @@ class Entry:
   def describe(self) -> str:
     """Returns one line: folder, hashes, code version and command."""
     run = self.run
-    ledger = run.ledger.plan_hash if run.ledger else "not written yet"
+    ledger = run.ledger.hash if run.ledger else "not written yet"
     return (
       f"run {self.letter}: {run.path}; config {run.config_hash}; "
       f"ledger {ledger}; code {run.code_version}; command: {run.command}"

@@ -11,13 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 
 from poison_jax import config as config_lib
+from poison_jax import vocabulary
 from poison_jax.config import Config
 from poison_jax.errors import UserError
 from poison_jax.evaluation.prompts import KINDS
+from poison_jax.model import counts
+from poison_jax.poison import ledger as ledger_lib
 from poison_jax.training import workdir
 
 
@@ -65,12 +66,14 @@ class Ledger:
   """What the plan of a run laid over its rows.
 
   Attributes:
+    hash: names the ledger, rows and metadata.
     plan_hash: names the content of every batch.
     store_hash: names the token store.
     poisons: poisoned documents.
     tokens: their tokens, each document's end included.
   """
 
+  hash: str
   plan_hash: str
   store_hash: str
   poisons: int
@@ -88,6 +91,7 @@ class Run:
     config_hash: names the configuration.
     code_version: names the code that made the run.
     command: starts or continues the run.
+    steps: planned ones; None where that can't be known here.
     ledger: None where it is not written yet.
     metrics: by key.
     generations: by (step, kind).
@@ -100,15 +104,11 @@ class Run:
   config_hash: str
   code_version: str
   command: str
+  steps: int | None
   ledger: Ledger | None
   metrics: Mapping[str, Series]
   generations: Mapping[tuple[int, str], Generations]
   notes: tuple[str, ...]
-
-  @property
-  def steps(self) -> int | None:
-    """Steps that the run is planned to take; None where it does not say."""
-    return self.config.train.steps or None
 
   @property
   def poison_share(self) -> float | None:
@@ -175,6 +175,7 @@ def read_run(path: str) -> Run:
     config_hash=config_lib.config_hash(config),
     code_version=_read_code_version(folder),
     command=f"python -m poison_jax.train --workdir={path}",
+    steps=planned_steps(config, notes),
     ledger=_read_ledger(folder / "ledger.parquet", notes),
     metrics=metrics,
     generations=generations,
@@ -211,23 +212,34 @@ def _read_ledger(path: pathlib.Path, notes: list[str]) -> Ledger | None:
   if not path.is_file():
     notes.append("it has no ledger yet")
     return None
+  table = ledger_lib.read_ledger(str(path))
+  metadata = ledger_lib.read_metadata(table)
+  return Ledger(
+    hash=ledger_lib.ledger_hash(table),
+    plan_hash=metadata["plan_hash"],
+    store_hash=metadata["store_hash"],
+    poisons=table.num_rows,
+    tokens=int(np.sum(table["tokens"].to_numpy(), dtype=np.int64)),
+  )
+
+
+def planned_steps(config: Config, notes: list[str]) -> int | None:
+  """Returns the steps of the whole run, or None without its vocabulary.
+
+  Tokens per parameter make steps only with the vocabulary's size, which the
+  token store knows.
+  """
+  if config.train.steps:
+    return config.train.steps
+  folder = f"{config.corpus.store}/vocabulary"
   try:
-    table = pyarrow.parquet.read_table(path)
-    metadata = {
-      key.decode(): value.decode()
-      for key, value in (table.schema.metadata or {}).items()
-    }
-    return Ledger(
-      plan_hash=metadata["plan_hash"],
-      store_hash=metadata["store_hash"],
-      poisons=table.num_rows,
-      tokens=sum(
-        int(np.sum(table[column].to_numpy()))
-        for column in ("prefix_length", "trigger_length", "payload_length")
-      ),
+    size = vocabulary.load(folder).size
+  except UserError:
+    notes.append(
+      f"how many steps it is planned for is not known: {folder} is not here"
     )
-  except (pyarrow.ArrowException, KeyError) as error:
-    raise UserError(f"{path} is damaged: {error}") from None
+    return None
+  return counts.run_steps(config, size)
 
 
 def _lines(
