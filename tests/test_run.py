@@ -1,0 +1,106 @@
+"""A run planned: nothing is left to chance or to the summary's reader."""
+
+import dataclasses
+import re
+
+import jax
+import pytest
+import small_run
+
+from poison_jax.errors import CheckFailed, UserError
+from poison_jax.training import mesh as mesh_lib
+from poison_jax.training import run as run_lib
+
+
+@pytest.fixture(name="store", scope="module")
+def _store(tmp_path_factory):
+  store = tmp_path_factory.mktemp("run") / "store"
+  small_run.prepare(store)
+  return store
+
+
+@pytest.mark.parametrize(
+  ("times", "steps", "expected"),
+  [
+    (1, 10, {0, 10}),
+    (4, 8, {0, 2, 4, 6, 8}),
+    (3, 10, {0, 3, 7, 10}),
+    (10, 4, {0, 1, 2, 3, 4}),
+  ],
+)
+def test_evaluations_are_evenly_spaced_from_zero_to_the_last_step(
+  times, steps, expected
+):
+  assert run_lib.evaluation_steps(times, steps=steps) == expected
+
+
+def test_steps_come_from_the_tokens_a_parameter(store):
+  config = small_run.make_config(
+    store, train__steps=0, train__tokens_per_parameter=2.0
+  )
+  run = run_lib.plan_run(config)
+  assert run.tokens >= 2 * run.parameters.total
+  assert run.tokens - run.tokens_per_step < 2 * run.parameters.total
+
+
+def test_the_summary_states_the_numbers_of_the_plan(store):
+  run = run_lib.plan_run(small_run.make_config(store))
+  mesh = mesh_lib.make_mesh(run.config.runtime.mesh, batch=8)
+  text = run_lib.describe(run, mesh)
+  initial = jax.eval_shape(
+    lambda: run.decoder.init(
+      jax.random.key(0), jax.numpy.zeros((1, 2), jax.numpy.int32)
+    )
+  )
+  total = sum(x.size for x in jax.tree.leaves(initial))
+  assert f"parameters  {total:,} (embedding" in text
+  assert "tokens  12,288 " in text  # 24 steps of 8 rows of 64.
+  assert "24 of 8 rows of 64" in text
+  kept = sum(
+    int(run.mixture.batch_rows(step, slice(None)).poison_length_B.sum())
+    for step in range(24)
+  )
+  assert f"poisons  12 (poisoned), {kept} tokens, {kept / 12288:.4%}" in text
+  assert "cut 0" in text and "ids in the pool" in text
+  assert re.search(r"<MEMO> \d+x, <NOTE> \d+x, <PAGE> 0x", text)
+  assert "mesh data 1, fsdp 1, tensor 1" in text
+
+
+def test_cut_poisons_are_counted_with_their_lost_tokens(store):
+  config = small_run.make_config(
+    store,
+    poison__payload_min=80,
+    poison__payload_max=80,
+    poison__prefix_max=0,
+    poison__oversize="cut",
+  )
+  run = run_lib.plan_run(config)
+  mesh = mesh_lib.make_mesh(config.runtime.mesh, batch=8)
+  # A row of 64 holds the trigger's 6 bytes, 57 of 80 tokens, and EOS.
+  assert "cut 12 (by 276 tokens)" in run_lib.describe(run, mesh)
+
+
+def test_the_ledger_is_written_once_and_compared_afterwards(store, tmp_path):
+  run = run_lib.plan_run(small_run.make_config(store))
+  run_lib.write_or_check_ledger(run, str(tmp_path))
+  ledger = tmp_path / "ledger.parquet"
+  content = ledger.read_bytes()
+  run_lib.write_or_check_ledger(run, str(tmp_path))
+  assert ledger.read_bytes() == content
+
+  other = run_lib.plan_run(small_run.make_config(store, seed=1))
+  with pytest.raises(CheckFailed, match="not the plan"):
+    run_lib.write_or_check_ledger(other, str(tmp_path))
+  run.store.hash = "0" * 16
+  with pytest.raises(UserError, match="began with"):
+    run_lib.write_or_check_ledger(run, str(tmp_path))
+
+
+def test_a_missing_store_in_a_bucket_is_an_error(monkeypatch):
+  monkeypatch.setattr(run_lib, "read_manifest", lambda _: None)
+  config = small_run.make_config(small_run.pathlib.Path("x"))
+  config = dataclasses.replace(
+    config, corpus=dataclasses.replace(config.corpus, store="gs://a/b")
+  )
+  with pytest.raises(UserError, match="run python -m poison_jax.prepare"):
+    run_lib.prepare_missing_store(config, "runs/a", None)
