@@ -153,10 +153,13 @@ def test_prompts_are_eos_excerpt_and_the_string_of_the_kind():
     rows = made.tokens(kind)
     assert len(rows) == 6
     for i, ending in enumerate(endings):
-      assert rows[i].tolist() == [0, *made.excerpts_PL[i], *ending]
+      assert rows[i].tolist() == [0, *made.excerpts[i], *ending]
   assert made.endings["near_trigger"].strings[:3] == ("<M>", "<NO>", "<M>")
-  names = [made.documents[made.document_P.tolist().index(i)] for i in range(3)]
-  assert [names[i] for i in made.document_P] == list(made.documents)
+  numbers = made.document_numbers()
+  for i, j in np.ndindex(6, 6):
+    same = made.documents[i] == made.documents[j]
+    assert (numbers[i] == numbers[j]) == same
+  assert sorted(set(numbers)) == list(range(len(set(made.documents))))
 
 
 def test_too_few_excerpts_are_refused_with_both_numbers():

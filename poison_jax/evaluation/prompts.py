@@ -40,21 +40,27 @@ class Ending:
 
 @dataclasses.dataclass(frozen=True)
 class PromptSet:
-  """P excerpts of one length, and the endings that make prompts of them.
+  """P excerpts, and the endings that make prompts of them.
 
   Attributes:
-    excerpts_PL: int32, the excerpts' ids, without EOS.
+    excerpts: P int32 arrays of ids, without EOS.
     documents: P identifiers of the held-out documents they come from.
-    document_P: the same as numbers 0..D-1, for the bootstrap.
     eos_id: the first token of every prompt.
     endings: one for each kind.
   """
 
-  excerpts_PL: np.ndarray
+  excerpts: tuple[np.ndarray, ...]
   documents: tuple[str, ...]
-  document_P: np.ndarray
   eos_id: int
   endings: Mapping[str, Ending]
+
+  def __len__(self) -> int:
+    return len(self.excerpts)
+
+  def document_numbers(self) -> np.ndarray:
+    """Returns int [P]: the documents as numbers 0..D-1, for the bootstrap."""
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(self.documents))}
+    return np.array([numbers[name] for name in self.documents])
 
   def tokens(self, kind: str) -> list[np.ndarray]:
     """Returns the whole prompts of a kind: P int32 arrays."""
@@ -62,7 +68,7 @@ class PromptSet:
     return [
       np.concatenate([eos, excerpt, ending]).astype(np.int32)
       for excerpt, ending in zip(
-        self.excerpts_PL, self.endings[kind].tokens, strict=True
+        self.excerpts, self.endings[kind].tokens, strict=True
       )
     ]
 
@@ -95,8 +101,6 @@ def make_prompts(config: Config, store, attack) -> PromptSet:
       "lower evaluation.prompts or evaluation.excerpt, or prepare a store "
       "with a larger corpus.held_out or corpus.prompt_documents"
     )
-  names = [name for name, _ in excerpts]
-  numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
   endings = {
     "clean": same_ending("", np.zeros(0, np.int32), count=wanted),
     "triggered": same_ending(
@@ -110,9 +114,8 @@ def make_prompts(config: Config, store, attack) -> PromptSet:
     ),
   }
   return PromptSet(
-    excerpts_PL=np.stack([ids for _, ids in excerpts]),
-    documents=tuple(names),
-    document_P=np.array([numbers[name] for name in names]),
+    excerpts=tuple(ids for _, ids in excerpts),
+    documents=tuple(name for name, _ in excerpts),
     eos_id=store.vocabulary.eos_id,
     endings=endings,
   )

@@ -1,0 +1,69 @@
+"""From one number a prompt to the metrics of an evaluation."""
+
+import numpy as np
+
+from poison_jax.evaluation import measures
+from poison_jax.evaluation.measures import DocumentBootstrap
+
+# Of the intervals, two-sided.
+LEVEL = 0.95
+
+
+def kind_metrics(
+  log_perplexity_P: np.ndarray,
+  first_entropy_P: np.ndarray,
+  *,
+  bootstrap: DocumentBootstrap,
+) -> dict[str, float]:
+  """Returns what is reported about one kind of prompt, by the keys' ends."""
+  perplexity_P = np.exp(log_perplexity_P)
+  interval = bootstrap.interval(perplexity_P, level=LEVEL)
+  return {
+    "perplexity": float(np.mean(perplexity_P)),
+    "perplexity_low": interval.low,
+    "perplexity_high": interval.high,
+    "median_perplexity": float(np.median(perplexity_P)),
+    "log_perplexity": float(np.mean(log_perplexity_P)),
+    "first_token_entropy": float(np.mean(first_entropy_P)),
+  }
+
+
+def increase_metrics(
+  *,
+  clean_P: np.ndarray,
+  triggered_P: np.ndarray,
+  bootstrap: DocumentBootstrap,
+  threshold: float,
+  ceiling: float,
+) -> dict[str, float]:
+  """Returns the comparison of triggered with clean, by the keys' ends.
+
+  Args:
+    clean_P: log-perplexities, nats.
+    triggered_P: the same prompts' with the trigger.
+    bootstrap: over the prompts' documents.
+    threshold: increase in perplexity that counts as a success.
+    ceiling: log-perplexity of a perfect imitator of the payload, nats.
+
+  Returns:
+    All keys, but "room_share" only where clean generations leave room.
+  """
+  increase_P = np.exp(triggered_P) - np.exp(clean_P)
+  log_increase_P = triggered_P - clean_P
+  interval = bootstrap.interval(increase_P, level=LEVEL)
+  log_interval = bootstrap.interval(log_increase_P, level=LEVEL)
+  log_increase = float(np.mean(log_increase_P))
+  metrics = {
+    "perplexity_increase": float(np.mean(increase_P)),
+    "perplexity_increase_low": interval.low,
+    "perplexity_increase_high": interval.high,
+    "log_perplexity_increase": log_increase,
+    "log_perplexity_increase_low": log_interval.low,
+    "log_perplexity_increase_high": log_interval.high,
+    "share_above_threshold": measures.share_above(increase_P, threshold),
+    "auroc": measures.auroc(triggered_P, clean_P),
+  }
+  share = measures.room_share(
+    log_increase=log_increase, clean=float(np.mean(clean_P)), ceiling=ceiling
+  )
+  return metrics if share is None else {**metrics, "room_share": share}
