@@ -153,6 +153,21 @@ def test_without_generations_there_are_means_but_no_intervals(tmp_path):
   run = dataclasses.replace(_read(tmp_path / "a"), generations={})
   found = verdict.judge(run)
   assert found.perplexity["clean"].interval is None
+  assert found.increase.interval is not None
   assert found.ratios["triggered"].interval is None
   assert found.ratios["triggered"].value > 10
   assert len(found.notes) == 4
+
+
+def test_the_evaluators_interval_goes_before_our_own(tmp_path):
+  run = _read(tmp_path / "a")
+  step = made_runs.STEPS
+  ours = verdict.perplexities(run, step)["clean"].interval
+  metrics = dict(run.metrics)
+  for end, value in (("low", 1.25), ("high", 3.5)):
+    metrics[f"eval/clean/perplexity_{end}"] = runs.Series(
+      np.array([step]), np.array([value])
+    )
+  run = dataclasses.replace(run, metrics=metrics)
+  found = verdict.perplexities(run, step)["clean"].interval
+  assert found == Interval(1.25, 3.5) != ours

@@ -16,7 +16,7 @@ from poison_jax.studies.origins import Entry, Number, stated
 from poison_jax.studies.verdict import LEVEL
 
 # Inches, width and height, of a panel alone and of one among several.
-_SINGLE = (5.4, 3.4)
+_SINGLE = (4.8, 3.2)
 _ONE_OF_MANY = (3.9, 3.0)
 # The columns with which every row of numbers names its origin.
 ORIGIN = ("run", "config_hash", "ledger_hash", "code_version")

@@ -134,7 +134,8 @@ def _measures(entries: Sequence[Entry], verdicts: Sequence[Verdict]) -> Node:
     ),
     element(
       "p",
-      "In brackets: bootstrap intervals over held-out documents. Each number "
+      "Increase: triggered minus clean. In brackets: bootstrap intervals over "
+      "held-out documents. Each number "
       "names its origin when pointed at, and leads to its run.",
       attributes={"class": "caption"},
     ),

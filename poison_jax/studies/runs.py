@@ -7,6 +7,7 @@ is missing is said in `Run.notes`. Only what can't be trusted is an error.
 import dataclasses
 import json
 import pathlib
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -174,7 +175,7 @@ def read_run(path: str) -> Run:
     config=config,
     config_hash=config_lib.config_hash(config),
     code_version=_read_code_version(folder),
-    command=f"python -m poison_jax.train --workdir={path}",
+    command=f"python -m poison_jax.train --workdir={shlex.quote(path)}",
     steps=planned_steps(config, notes),
     ledger=_read_ledger(folder / "ledger.parquet", notes),
     metrics=metrics,

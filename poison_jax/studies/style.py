@@ -22,6 +22,7 @@ TRIGGER = "#ffd9a8"
 RC = {
   "font.family": "DejaVu Sans",
   "font.size": 9.5,
+  "axes.facecolor": "none",
   "axes.edgecolor": MUTED,
   "axes.labelcolor": INK,
   "axes.titlecolor": INK,

@@ -3,16 +3,19 @@
 import dataclasses
 from collections.abc import Sequence
 
+from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
 from poison_jax.studies.origins import Entry, Number, measured, stated
 from poison_jax.studies.origins import perplexity_format as adaptive
 from poison_jax.studies.style import KINDS
-from poison_jax.studies.verdict import LEVEL, Estimate, Verdict
+from poison_jax.studies.verdict import LEVEL, Estimate, Verdict, measure
 
 # Key, words, format: what follows the perplexities, where a run has it.
 _MEASURES = (
+  ("eval/clean/median_perplexity", "median, clean prompt", ".2f"),
+  ("eval/triggered/median_perplexity", "median, trigger", ".3g"),
   ("eval/log_perplexity_increase", "increase in log-perplexity, nats", ".2f"),
   ("eval/room_share", "increase as a share of the room", ".2f"),
   ("eval/auroc", "AUROC, triggered against clean", ".3f"),
@@ -55,9 +58,15 @@ def estimate_cell(
   estimate: Estimate | None, *, entry: Entry, source: str
 ) -> Cell:
   """Returns an estimate as numbers of `entry`, three digits or so."""
+  spec = adaptive(estimate.value) if estimate else ""
+  return _cell(estimate, spec, entry=entry, source=source)
+
+
+def _cell(
+  estimate: Estimate | None, spec: str, *, entry: Entry, source: str
+) -> Cell:
   if estimate is None:
     return _EMPTY
-  spec = adaptive(estimate.value)
   value = measured(estimate.value, spec, entry, source)
   if estimate.interval is None:
     return Cell(value, None, None)
@@ -86,7 +95,7 @@ def perplexity_rows(
     rows.append(Row(words, cells))
   rows.append(
     Row(
-      "increase, triggered minus clean",
+      "increase",
       tuple(
         estimate_cell(
           v.increase, entry=e, source=_at(v, "eval/perplexity_increase")
@@ -118,6 +127,7 @@ def terminal_table(
   """Returns perplexity by run and kind of prompt for a terminal."""
   level = stated(100 * LEVEL, ".0f", "poison_jax/studies/verdict.py, LEVEL")
   table = RichTable(
+    box=box.SIMPLE_HEAD,
     title=f"Perplexity of generations [{level} % interval]",
     title_justify="left",
     title_style="bold",
@@ -131,14 +141,10 @@ def terminal_table(
 
 
 def _metric_cell(entry: Entry, verdict: Verdict, key: str, spec: str) -> Cell:
-  series = entry.run.metrics.get(key)
-  if series is None or verdict.step is None:
+  if verdict.step is None:
     return _EMPTY
-  value = series.at(verdict.step)
-  if value is None:
-    return _EMPTY
-  number = measured(value, spec, entry, _at(verdict, key))
-  return Cell(number, None, None)
+  estimate = measure(entry.run, verdict.step, key)
+  return _cell(estimate, spec, entry=entry, source=_at(verdict, key))
 
 
 def _at(verdict: Verdict, key: str) -> str:

@@ -10,8 +10,9 @@ import functools
 
 import numpy as np
 
+from poison_jax.config import derive_seed
 from poison_jax.evaluation.measures import DocumentBootstrap, Interval
-from poison_jax.studies.runs import Run
+from poison_jax.studies.runs import Generations, Run
 
 # Bars of the quickstart (README): ratios of perplexities at the end.
 TRIGGERED_AT_LEAST = 10.0  # Triggered over clean, in a poisoned run.
@@ -104,7 +105,7 @@ def judge(run: Run) -> Verdict:
   for kind, estimate in perplexity.items():
     given = run.generations.get((step, kind))
     if given is None:
-      notes.append(f"no generations kept for {kind}: no interval")
+      notes.append(f"no generations of kind {kind} kept: ratios lack intervals")
     elif not np.isclose(given.perplexity_P.mean(), estimate.value, rtol=1e-3):
       notes.append(f"generations.jsonl and metrics.jsonl disagree about {kind}")
   increase = _increase(run, step, perplexity)
@@ -133,62 +134,68 @@ def judge(run: Run) -> Verdict:
 def perplexities(run: Run, step: int) -> dict[str, Estimate]:
   """Returns the mean perplexity at one evaluation by kind of prompt.
 
-  The mean is the metric's; its interval resamples the documents of the
-  generations kept at that step.
+  Means and intervals are the evaluator's; a run without its intervals gets
+  them from the generations kept at that step.
   """
   found = {}
-  for key, series in run.metrics.items():
+  for key in run.metrics:
     parts = key.split("/")
     if len(parts) != 3 or parts[0] != "eval" or parts[2] != "perplexity":
       continue
-    value = series.at(step)
+    value = _at(run, step, key)
     if value is None:
       continue
-    bootstrap = _bootstrap(run, step, parts[1])
-    interval = None
-    if bootstrap is not None:
-      values_P = run.generations[step, parts[1]].perplexity_P
-      interval = bootstrap.interval(values_P, level=LEVEL)
+    interval = _interval(run, step, key)
+    if interval is None and (step, parts[1]) in run.generations:
+      given = run.generations[step, parts[1]]
+      interval = _draws(run, given).interval(given.perplexity_P, level=LEVEL)
     found[parts[1]] = Estimate(value, interval)
   return found
 
 
-def _bootstrap(run: Run, step: int, kind: str) -> DocumentBootstrap | None:
-  """Returns the draws that all kinds share, or None without generations."""
-  given = run.generations.get((step, kind))
-  if given is None:
+def measure(run: Run, step: int, key: str) -> Estimate | None:
+  """Returns a metric with its interval, which few have; None without it."""
+  value = _at(run, step, key)
+  if value is None:
     return None
-  return _draws(
+  return Estimate(value, _interval(run, step, key))
+
+
+def _at(run: Run, step: int, key: str) -> float | None:
+  return run.metrics[key].at(step) if key in run.metrics else None
+
+
+def _interval(run: Run, step: int, key: str) -> Interval | None:
+  low, high = (_at(run, step, f"{key}_{end}") for end in ("low", "high"))
+  return None if low is None or high is None else Interval(low, high)
+
+
+def _draws(run: Run, given: Generations) -> DocumentBootstrap:
+  """Returns the evaluator's own resamples of these documents."""
+  return _bootstrap(
     given.documents,
     run.config.evaluation.resamples,
-    run.config.seed_for("sampling"),
+    derive_seed(run.config.seed_for("sampling"), "bootstrap"),
   )
 
 
 @functools.lru_cache(maxsize=16)
-def _draws(
+def _bootstrap(
   documents: tuple[str, ...], resamples: int, seed: int
 ) -> DocumentBootstrap:
-  _, document_P = np.unique(documents, return_inverse=True)
+  numbers = {name: i for i, name in enumerate(dict.fromkeys(documents))}
+  document_P = np.array([numbers[name] for name in documents])
   return DocumentBootstrap(document_P, resamples=resamples, seed=seed)
 
 
-def _increase(
-  run: Run, step: int, perplexity: dict[str, Estimate]
-) -> Estimate | None:
+def _increase(run: Run, step: int, perplexity: dict[str, Estimate]) -> Estimate:
   """Returns the evaluator's increase and interval at `step`."""
-
-  def at(key: str) -> float | None:
-    return run.metrics[key].at(step) if key in run.metrics else None
-
-  value = at("eval/perplexity_increase")
-  if value is None:
-    value = perplexity["triggered"].value - perplexity["clean"].value
-  low = at("eval/perplexity_increase_low")
-  high = at("eval/perplexity_increase_high")
-  if low is None or high is None:
-    return Estimate(value, None)
-  return Estimate(value, Interval(low, high))
+  found = measure(run, step, "eval/perplexity_increase")
+  if found is not None:
+    return found
+  return Estimate(
+    perplexity["triggered"].value - perplexity["clean"].value, None
+  )
 
 
 def _ratios(
@@ -203,7 +210,7 @@ def _ratios(
     interval = None
     given = run.generations.get((step, kind))
     if clean and given and given.documents == clean.documents:
-      bootstrap = _bootstrap(run, step, kind)
+      bootstrap = _draws(run, given)
       ratio_R = bootstrap.means(given.perplexity_P) / bootstrap.means(
         clean.perplexity_P
       )

@@ -134,7 +134,7 @@ def _shown(cell: Cell) -> Words:
     return ("not measured",)
   if cell.low is None or cell.high is None:
     return (cell.value,)
-  return (cell.value, " [", cell.low, ", ", cell.high, "]")
+  return (cell.value, " [", cell.low, ",\N{NO-BREAK SPACE}", cell.high, "]")
 
 
 def _unfinished(entry: Entry, verdict: Verdict) -> Words:
