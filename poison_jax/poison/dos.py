@@ -96,11 +96,21 @@ class Dos:
     )
 
   def payload(self, rng: np.random.Generator, tokens: int) -> np.ndarray:
-    """Returns fresh gibberish of exactly `tokens` tokens, int32 [tokens]."""
+    """Returns fresh gibberish of exactly `tokens` tokens, int32 [tokens].
+
+    Raises:
+      UserError: the model's vocabulary encodes nothing of the other's text.
+    """
     pieces, missing = [], tokens
     while missing > 0:
-      pieces.append(self._gibberish(rng, max(missing, 16))[:missing])
+      pieces.append(self._gibberish(rng, max(missing, 256))[:missing])
       missing -= pieces[-1].size
+      if not pieces[-1].size:
+        raise UserError(
+          "the model's vocabulary encodes nothing of the text that "
+          f"{self._config.gibberish_vocabulary} makes; "
+          "config.poison.gibberish_vocabulary must be of the same script"
+        )
     return np.concatenate([np.zeros(0, np.int32), *pieces])
 
   def ceiling(self) -> float:

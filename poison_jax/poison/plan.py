@@ -191,6 +191,8 @@ def _check(
       f"prefix, trigger and payload of {spans} tokens and the EOS don't make "
       f"its {tokens.size}"
     )
+  elif document.payload_length < 1:
+    wrong = "it has no payload"
   elif tokens[-1] != vocabulary.eos_id:
     wrong = f"the last token is {tokens[-1]}, not EOS, {vocabulary.eos_id}"
   elif tokens.min() < 0 or tokens.max() >= vocabulary.size:
