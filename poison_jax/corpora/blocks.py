@@ -57,21 +57,18 @@ class BlockRecord:
   kept: dict[str, list[Kept]]
   last: bool
 
-  def to_json(self) -> bytes:
-    """Returns the record with a hash of itself."""
-    record = json.dumps(dataclasses.asdict(self))
-    return json.dumps([bytes_hash(record.encode()), record]).encode()
+  def to_bytes(self) -> bytes:
+    """Returns a line with a hash of the rest, and the rest as JSON."""
+    body = json.dumps(dataclasses.asdict(self), ensure_ascii=False).encode()
+    return bytes_hash(body).encode() + b"\n" + body
 
   @classmethod
-  def from_json(cls, content: bytes | None) -> "BlockRecord | None":
+  def from_bytes(cls, content: bytes) -> "BlockRecord | None":
     """Returns the record; None where it's damaged."""
-    try:
-      expected, text = json.loads(content or b"")
-      if bytes_hash(text.encode()) != expected:
-        return None
-      record = json.loads(text)
-    except (ValueError, AttributeError):
+    expected, _, body = content.partition(b"\n")
+    if bytes_hash(body).encode() != expected:
       return None
+    record = json.loads(body)
     record["splits"] = {k: Shard(**v) for k, v in record["splits"].items()}
     record["kept"] = {
       split: [Kept(*k) for k in kept] for split, kept in record["kept"].items()
@@ -209,7 +206,7 @@ class BlockWriter:
       kept={split: block.kept(split) for split in SPLITS},
       last=last,
     )
-    self._folder.write(f"blocks/{block.name}.json", record.to_json())
+    self._folder.write(f"blocks/{block.name}.json", record.to_bytes())
     return record
 
   def _progress(
@@ -234,7 +231,9 @@ class BlockWriter:
     """Returns this part's intact blocks by number, and the shard's last."""
     records, last = {}, None
     for name in names:
-      record = BlockRecord.from_json(self._folder.read(f"blocks/{name}.json"))
+      record = BlockRecord.from_bytes(
+        self._folder.read(f"blocks/{name}.json") or b""
+      )
       if record is None or not name.startswith(f"{shard:05d}-"):
         continue
       number = int(name.partition("-")[2])

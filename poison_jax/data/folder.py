@@ -61,9 +61,11 @@ class Folder:
         f.flush()
         os.fsync(f.fileno())
       os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
       with contextlib.suppress(OSError):
         os.remove(partial)
+      if isinstance(error, OSError) and error.filename is None:
+        error.filename = path  # A full disk's error names no file.
       raise
 
   def delete(self, name: str) -> None:
