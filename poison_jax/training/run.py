@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import tempfile
 import time
 
 import jax
@@ -166,14 +167,16 @@ def _near_triggers(run: Run) -> str:
   )
 
 
-def prepare_missing_store(config: Config, workdir: str, stop: StopSignals):
+def prepare_missing_store(
+  config: Config, workdir: str, stop: StopSignals
+) -> None:
   """Runs `prepare` as a process of its own where the store isn't finished.
 
   A process of its own, so that TensorFlow never enters the one that trains.
 
   Raises:
-    UserError: it failed (its own line says why), or the store is missing and
-      in a bucket, or several processes share the run.
+    UserError: what `prepare` says, or the store is missing and in a bucket, or
+      several processes share the run.
     Stopped: a signal came while it ran.
   """
   path = config.corpus.store
@@ -187,24 +190,27 @@ def prepare_missing_store(config: Config, workdir: str, stop: StopSignals):
   print(f"preparing the token store {path}", flush=True)
   package = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
   paths = [package, os.environ.get("PYTHONPATH", "")]
-  process = subprocess.Popen(
-    [sys.executable, "-m", "poison_jax.prepare", f"--workdir={workdir}"],
-    env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-  )
-  while process.poll() is None:
-    if stop.received is not None:
+  with tempfile.TemporaryFile("w+") as errors:
+    process = subprocess.Popen(
+      [sys.executable, "-m", "poison_jax.prepare", f"--workdir={workdir}"],
+      stderr=errors,
+      env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+    )
+    while process.poll() is None and stop.received is None:
+      time.sleep(0.02)
+    if process.poll() is None:
       process.terminate()
       process.wait()
       raise Stopped(
         f"stopped by {stop.received.name} while preparing {path}; the same "
         "command goes on"
       )
-    time.sleep(0.05)
+    errors.seek(0)
+    said = errors.read()
+  if process.returncode == UserError.code:
+    raise UserError(said.strip().removeprefix("error: "))
   if process.returncode:
-    raise UserError(
-      f"python -m poison_jax.prepare could not write {path} (exit code "
-      f"{process.returncode}); the line above says why"
-    )
+    raise RuntimeError(f"python -m poison_jax.prepare failed:\n{said}")
 
 
 def use_compilation_cache(config: RuntimeConfig) -> None:
