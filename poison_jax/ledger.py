@@ -105,7 +105,7 @@ def _verify(run: str, console: rich.console.Console) -> None:
   ):
     lines.add_row(name, value)
   console.print(lines)
-  console.print(f"{rich.markup.escape(run)}: verified")
+  console.print(f"{rich.markup.escape(run)}: verified", soft_wrap=True)
 
 
 def _show(run: str, console: rich.console.Console) -> None:
@@ -160,7 +160,8 @@ def _show_row(
     f"row {p.store_row} in epoch {p.epoch}, offset {p.offset}; prefix of "
     f"{lengths['prefix']} tokens from {rich.markup.escape(document.source)}, "
     f"trigger of {lengths['trigger']}, payload of {lengths['payload']}"
-    + (f" ({cut} not laid over)" if cut else "")
+    + (f" ({cut} not laid over)" if cut else ""),
+    soft_wrap=True,
   )
   console.print(
     "styles:",

@@ -3,7 +3,9 @@
 The plan is worked out again and compared with the ledger field by field; the
 batches that carry poisons are read again and compared, token by token, with
 the hashes in the ledger and with the clean rows of the store; what the device
-counted is compared with what the ledger adds up to.
+counted is compared with what the ledger adds up to. The store is known by the
+hash in its manifest; that its tokens still have it is checked by
+`TokenStore.verify_contents`, which reads all of them.
 """
 
 import dataclasses
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from poison_jax.data.mixture import Mixture
+from poison_jax.data.mixture import Batch, Mixture
 from poison_jax.errors import CheckFailed
 from poison_jax.poison import ledger
 from poison_jax.poison.plan import hash_tokens
@@ -131,10 +133,26 @@ def _read_again(
         )
       in_poisons += row["tokens"]
       around += mixture.length - row["tokens"]
-    unplanned = int(np.count_nonzero(batch.poison_length_B)) - len(poisons)
-    if unplanned:
-      raise CheckFailed(f"step {step}: {unplanned} poisons more than planned")
+    _compare_spans(step, batch, poisons)
   return in_poisons, around
+
+
+def _compare_spans(
+  step: int, batch: Batch, poisons: list[dict[str, Any]]
+) -> None:
+  """Compares what the device counts by, rows without a poison included."""
+  expected = {
+    row["batch_row"]: (row["offset"], row["tokens"]) for row in poisons
+  }
+  spans = zip(
+    batch.poison_start_B.tolist(), batch.poison_length_B.tolist(), strict=True
+  )
+  for row, span in enumerate(spans):
+    if span != expected.get(row, (0, 0)):
+      raise CheckFailed(
+        f"step {step}, row {row}: the batch says (start, length) of a poison "
+        f"are {span}, but they lie at {expected.get(row, (0, 0))}"
+      )
 
 
 def _compare_counters(

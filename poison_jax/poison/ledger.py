@@ -122,7 +122,8 @@ def read_ledger(path: str) -> pa.Table:
       f"{path} is damaged or of another version: it must have the columns "
       f"{', '.join(SCHEMA.names)}"
     )
-  missing = [k for k in METADATA if k.encode() not in table.schema.metadata]
+  named = table.schema.metadata or {}
+  missing = [k for k in METADATA if k.encode() not in named]
   if missing:
     raise CheckFailed(f"{path} is damaged: it names no {', '.join(missing)}")
   return table
