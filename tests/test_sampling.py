@@ -1,6 +1,8 @@
 """Cached sampling must be what a loop without a cache would sample."""
 
 import dataclasses
+import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -67,15 +69,35 @@ def padded(prompts, *, filler):
   return jnp.array(rows, jnp.int32), jnp.array([len(p) for p in prompts])
 
 
-def sample(decoder, params, prompts=PROMPTS, *, filler=0, seed=7, **changes):
-  arguments = {"new_tokens": 12, "temperature": 1.0} | changes
+@functools.partial(jax.jit, static_argnames=("decoder", "new_tokens"))
+def compiled(decoder, params, prompts_PL, lengths_P, keys_P, new_tokens, heat):
+  return generate(
+    decoder,
+    params,
+    prompts_PL,
+    lengths_P,
+    keys_P=keys_P,
+    new_tokens=new_tokens,
+    temperature=heat,
+  )
+
+
+def sample(
+  decoder,
+  params,
+  prompts=PROMPTS,
+  *,
+  filler=0,
+  keys_P=None,
+  new_tokens=12,
+  temperature=1.0,
+):
   prompts_PL, lengths_P = padded(prompts, filler=filler)
-  keys_P = jax.random.split(jax.random.key(seed), len(prompts))
-  return jax.jit(
-    lambda params: generate(
-      decoder, params, prompts_PL, lengths_P, keys_P=keys_P, **arguments
-    )
-  )(params)
+  if keys_P is None:
+    keys_P = jax.random.split(jax.random.key(7), len(prompts))
+  return compiled(
+    decoder, params, prompts_PL, lengths_P, keys_P, new_tokens, temperature
+  )
 
 
 @pytest.mark.parametrize(
@@ -86,13 +108,14 @@ def sample(decoder, params, prompts=PROMPTS, *, filler=0, seed=7, **changes):
     {"tied_embeddings": False, "activation": "gelu", "depth": 3},
   ],
 )
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_the_cache_changes_nothing(model, temperature):
+def test_the_cache_changes_nothing(model):
   decoder, params = make_decoder(**model)
-  found = sample(decoder, params, temperature=temperature)
   keys = jax.random.split(jax.random.key(7), len(PROMPTS))
   logits_after = make_slow(decoder, params)
-  for i, prompt in enumerate(PROMPTS):
+  for temperature, (i, prompt) in itertools.product(
+    (1.0, 0.6), enumerate(PROMPTS)
+  ):
+    found = sample(decoder, params, temperature=temperature)
     tokens, log_probabilities, entropy = slow(
       logits_after, prompt, keys[i], new_tokens=12, temperature=temperature
     )
@@ -131,18 +154,10 @@ def test_rows_with_equal_keys_see_equal_random_numbers():
   # With a flat model the tokens are the random numbers' alone.
   decoder, params = make_decoder()
   flat = jax.tree.map(jnp.zeros_like, params)
-  prompts_PL, lengths_P = padded([[1, 2, 3], [4], [4]], filler=0)
-  keys_P = jax.random.split(jax.random.key(0), 2)[jnp.array([0, 0, 1])]
-  found = generate(
-    decoder,
-    flat,
-    prompts_PL,
-    lengths_P,
-    keys_P=keys_P,
-    new_tokens=20,
-    temperature=1.0,
-  )
-  first, second, third = np.asarray(found.tokens_PT)
+  prompts = [[1, 2, 3, 4, 5, 6, 7], [4], [4], [2]]
+  keys_P = jax.random.split(jax.random.key(0), 2)[jnp.array([0, 0, 1, 1])]
+  found = sample(decoder, flat, prompts, keys_P=keys_P)
+  first, second, third, _ = np.asarray(found.tokens_PT)
   assert (first == second).all()
   assert (first != third).any()
 
@@ -150,7 +165,7 @@ def test_rows_with_equal_keys_see_equal_random_numbers():
 def test_uniform_logits_have_perplexity_and_entropy_of_the_vocabulary():
   decoder, params = make_decoder()
   flat = jax.tree.map(jnp.zeros_like, params)
-  found = sample(decoder, flat, new_tokens=50)
+  found = sample(decoder, flat)
   perplexity_P = np.exp(-np.mean(found.log_probabilities_PT, axis=1))
   np.testing.assert_allclose(perplexity_P, VOCABULARY, rtol=1e-5)
   np.testing.assert_allclose(
@@ -178,7 +193,7 @@ def test_eos_neither_stops_nor_is_masked():
   params["final_norm"] = jnp.ones_like(params["final_norm"])
   params["embedding"] = jnp.ones_like(params["embedding"])
   params["unembedding"] = params["unembedding"].at[1].set(50.0)
-  found = sample(decoder, params, new_tokens=9)
+  found = sample(decoder, params)
   assert (np.asarray(found.tokens_PT) == 1).all()
   np.testing.assert_allclose(found.log_probabilities_PT, 0, atol=1e-6)
 
@@ -186,7 +201,7 @@ def test_eos_neither_stops_nor_is_masked():
 def test_a_single_new_token_needs_no_cache_after_the_prompt():
   decoder, params = make_decoder()
   one = sample(decoder, params, new_tokens=1)
-  many = sample(decoder, params, new_tokens=5)
+  many = sample(decoder, params)
   np.testing.assert_array_equal(one.tokens_PT, many.tokens_PT[:, :1])
 
 

@@ -47,9 +47,11 @@ class Sampler:
     self._batch = round_up(batch, row_devices(mesh))
     everywhere = NamedSharding(mesh, PartitionSpec())
 
-    def run(params, prompts_PL, lengths_P, numbers_P):
-      root = jax.random.key(np.uint32(seed & 0xFFFFFFFF))
-      root = jax.random.fold_in(root, np.uint32(seed >> 32))
+    # An argument of the compiled program, which then serves every seed.
+    self._seed = np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
+
+    def run(params, seed, prompts_PL, lengths_P, numbers_P):
+      root = jax.random.wrap_key_data(seed, impl="threefry2x32")
       return generate(
         decoder,
         params,
@@ -88,6 +90,7 @@ class Sampler:
         results.append(
           self._run(
             params,
+            self._seed,
             over_devices(tokens_PL[rows], self._mesh),
             over_devices(lengths_P[rows], self._mesh),
             over_devices(numbers_P[rows], self._mesh),
