@@ -54,6 +54,7 @@ def test_one_unfinished_run_is_reported_into_itself(tmp_path):
     file.write('{"step": 110, "train/lo')
   said = _report(run, "--tensorboard")
   assert "last line of its metrics.jsonl is broken" in said
+  assert "This is the state at step 80 of 200." in said
   assert (run / "report.html").exists()
   assert (run / "figures" / "increase_by_poisons.png").exists()
   scalars = _scalars(run / "tensorboard" / "events.out.tfevents.0.poison_jax")

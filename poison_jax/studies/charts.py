@@ -32,7 +32,10 @@ BAND = (
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-  """One pair of axes: its title, and what draws on it."""
+  """One pair of axes: its title, and what draws on it.
+
+  The panels of a chart draw lines of the same labels: they share a legend.
+  """
 
   title: str
   draw: Callable[[Axes], None]
@@ -66,7 +69,7 @@ class Chart:
       return {
         f"{self.name}.png": style.png(self._drawn()),
         f"{self.name}.svg": style.svg(self._drawn()),
-        f"{self.name}.csv": self._csv(),
+        f"{self.name}.csv": self.csv(),
       }
 
   def drawings(self) -> list[str]:
@@ -95,14 +98,30 @@ class Chart:
       axes = figure.add_subplot(1, len(panels), i + 1)
       axes.set_title(panel.title)
       panel.draw(axes)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    # Above the axes, where no line can run through it.
+    figure.legend(
+      handles,
+      labels,
+      loc="outside upper left",
+      ncols=_legend_columns(labels, width=width),
+    )
     return figure
 
-  def _csv(self) -> bytes:
+  def csv(self) -> bytes:
+    """Returns the numbers behind the chart."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(self.header)
     writer.writerows(self.rows)
     return text.getvalue().encode("utf-8")
+
+
+def _legend_columns(labels: Sequence[str], *, width: float) -> int:
+  """Returns how many labels go side by side; `width` in inches."""
+  # A sample of the line with its spaces, and the letters, at 9 points.
+  widest = 0.65 + 0.07 * max(map(len, labels))
+  return max(1, min(len(labels), int(width / widest)))
 
 
 def draw_line(axes: Axes, x, y, look: style.Style, *, label: str, band=None):
@@ -134,10 +153,6 @@ def draw_reference(axes: Axes, y: float, label: str) -> None:
     va="bottom",
     fontsize=8.5,
   )
-
-
-def draw_legend(axes: Axes) -> None:
-  axes.legend(loc="best")
 
 
 def origin_cells(entry: Entry) -> tuple[str, ...]:

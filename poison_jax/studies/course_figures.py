@@ -13,7 +13,6 @@ from poison_jax.studies.charts import (
   ORIGIN,
   Chart,
   Panel,
-  draw_legend,
   draw_line,
   draw_reference,
   origin_cells,
@@ -53,7 +52,6 @@ def perplexity_by_kind(entries: Sequence[Entry]) -> Chart | None:
       axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
       axes.set_xlabel("training step")
       axes.set_ylabel("perplexity of generations")
-      draw_legend(axes)
 
     return Panel(entry.run.name, draw)
 
@@ -109,7 +107,6 @@ def enter_and_stay(entries: Sequence[Entry]) -> Chart | None:
       axes.set_xlim(left=0)
       axes.set_xlabel("training step")
       axes.set_ylabel(y_label)
-      draw_legend(axes)
 
     return Panel(title, draw)
 
@@ -167,7 +164,6 @@ def losses(entries: Sequence[Entry]) -> Chart | None:
       axes.set_xlim(left=0)
       axes.set_xlabel("training step")
       axes.set_ylabel("loss (nats a token)")
-      draw_legend(axes)
 
     return Panel(title, draw)
 

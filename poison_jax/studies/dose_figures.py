@@ -10,7 +10,6 @@ from poison_jax.studies.charts import (
   ORIGIN,
   Chart,
   Panel,
-  draw_legend,
   draw_line,
   draw_reference,
   origin_cells,
@@ -89,7 +88,6 @@ def _increase_chart(
     axes.set_xlabel(x_label)
     axes.set_ylabel("perplexity increase\n(triggered \N{MINUS SIGN} clean)")
     axes.set_xlim(left=0)
-    draw_legend(axes)
 
   rows = []
   for entry, _, x in lines:

@@ -8,6 +8,7 @@ import os
 import pathlib
 import shutil
 
+import numpy as np
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -17,8 +18,8 @@ from poison_jax.studies.runs import Run
 def write(run: Run) -> pathlib.Path:
   """Writes RUN/tensorboard anew and returns it.
 
-  The same metrics give the same bytes: TensorBoard's clock, which metrics do
-  not have, is the step in seconds.
+  TensorBoard's clock is the run's `time/seconds`, or the step without it, so
+  the same metrics give the same bytes.
 
   Raises:
     OSError: the folder can't be written.
@@ -27,6 +28,7 @@ def write(run: Run) -> pathlib.Path:
   part = folder.with_name("tensorboard.part")
   shutil.rmtree(part, ignore_errors=True)
   part.mkdir()
+  clock = run.metrics.get("time/seconds")
   by_step: dict[int, list[tuple[str, float]]] = {}
   for key, series in sorted(run.metrics.items()):
     for step, value in zip(series.steps, series.values, strict=True):
@@ -43,7 +45,10 @@ def write(run: Run) -> pathlib.Path:
           for key, value in values
         ]
       )
-      event = event_pb2.Event(wall_time=step, step=step, summary=summary)
+      seconds = (
+        step if clock is None else np.interp(step, clock.steps, clock.values)
+      )
+      event = event_pb2.Event(wall_time=seconds, step=step, summary=summary)
       writer.write(event.SerializeToString())
     writer.flush()
   shutil.rmtree(folder, ignore_errors=True)

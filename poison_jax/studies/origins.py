@@ -70,6 +70,7 @@ class Number:
   def __post_init__(self):
     if not isinstance(self.origin, Origin):
       raise TypeError(f"the number {self.value!r} has no origin")
+    format(self.value, self.format)  # Raises here, where the cause is near.
 
   def __str__(self) -> str:
     return format(self.value, self.format).replace("-", "\N{MINUS SIGN}")

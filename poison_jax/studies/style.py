@@ -43,7 +43,9 @@ RC = {
   "legend.frameon": False,
   "legend.handlelength": 2.6,
   "legend.fontsize": 9,
-  "legend.borderaxespad": 0.2,
+  "legend.borderaxespad": 0.5,
+  "legend.borderpad": 0.2,
+  "legend.columnspacing": 1.4,
   "lines.linewidth": 1.6,
   "lines.markersize": 4.5,
   # Letters keep their exact widths at every resolution.

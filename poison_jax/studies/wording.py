@@ -71,7 +71,21 @@ def explanation(entry: Entry, verdict: Verdict) -> Words:
         *_shown(ratio_cell(entry, verdict, kind)),
         ". ",
       )
-  return words + _unfinished(entry, verdict)
+  return words + unfinished(entry, verdict)
+
+
+def unfinished(entry: Entry, verdict: Verdict) -> Words:
+  """Returns a sentence where the verdict is not that of the last step."""
+  steps = entry.run.steps
+  if verdict.step is None or steps is None or verdict.step == steps:
+    return ()
+  return (
+    "This is the state at step ",
+    measured(verdict.step, ",d", entry, "metrics.jsonl, last evaluation"),
+    " of ",
+    measured(steps, ",d", entry, "the plan of the run"),
+    ".",
+  )
 
 
 def ratio_cell(entry: Entry, verdict: Verdict, kind: str) -> Cell:
@@ -90,7 +104,8 @@ def bar_words(entry: Entry, verdict: Verdict, bar: Bar) -> Words:
   return (
     f"{entry.run.name}, {bar.name}: ",
     *_shown(ratio_cell(entry, verdict, kind)),
-    ", asked for at least " if bar.at_least else ", asked for less than ",
+    "; the quickstart asks for ",
+    "at least " if bar.at_least else "less than ",
     stated(bar.limit, "g", f"{_RULES}, bars of the quickstart"),
     ": met." if bar.met else ": missed.",
   )
@@ -135,17 +150,3 @@ def _shown(cell: Cell) -> Words:
   if cell.low is None or cell.high is None:
     return (cell.value,)
   return (cell.value, " [", cell.low, ",\N{NO-BREAK SPACE}", cell.high, "]")
-
-
-def _unfinished(entry: Entry, verdict: Verdict) -> Words:
-  """Returns a warning where the run has not reached its last step."""
-  steps = entry.run.steps
-  if steps is None or verdict.step == steps:
-    return ()
-  return (
-    "This is the state at step ",
-    measured(verdict.step, ",d", entry, "metrics.jsonl, last evaluation"),
-    " of ",
-    measured(steps, ",d", entry, "the plan of the run"),
-    ".",
-  )
