@@ -42,8 +42,7 @@ def main(arguments: list[str]) -> None:
   entries = make_entries(read_runs(arguments))
   if _OUT.value is None and len(entries) > 1:
     raise UserError(
-      "several runs have no folder in common for their report: name one with "
-      "--out=DIR"
+      "several runs: name the folder of their report with --out=DIR"
     )
   out = pathlib.Path(_OUT.value or arguments[0])
   verdicts = [judge(entry.run) for entry in entries]
