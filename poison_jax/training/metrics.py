@@ -1,9 +1,10 @@
 """`metrics.jsonl` and `generations.jsonl`: JSON lines, cut when resuming."""
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 
@@ -25,17 +26,19 @@ class JsonLines:
     Raises:
       OSError: the file can't be written.
     """
+    self._path = path
     self._last = -1
     kept = []
     if resume_at is not None and os.path.exists(path):
       kept = [line for line in read_lines(path) if line["step"] <= resume_at]
-    part = f"{path}.part"
-    with open(part, "w", encoding="utf-8") as file:
-      file.writelines(_encode(line) for line in kept)
-    os.replace(part, path)
+    with _naming(path):
+      part = f"{path}.part"
+      with open(part, "w", encoding="utf-8") as file:
+        file.writelines(_encode(line) for line in kept)
+      os.replace(part, path)
+      self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
     if kept:
       self._last = kept[-1]["step"]
-    self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
   @property
   def last_step(self) -> int:
@@ -47,29 +50,42 @@ class JsonLines:
 
     Raises:
       ValueError: the file has lines of this step or a later one already.
+      OSError: the file can't be written.
     """
     lines = list(lines)
     for line in lines:
       if line["step"] <= self._last:
         raise ValueError(f"step {line['step']} after step {self._last}")
-    self._file.write("".join(map(_encode, lines)))
-    self._file.flush()
+    with _naming(self._path):
+      self._file.write("".join(map(_encode, lines)))
+      self._file.flush()
     if lines:
       self._last = lines[-1]["step"]
 
   def sync(self) -> None:
     """Returns once the lines are on the disk."""
-    self._file.flush()
-    os.fsync(self._file.fileno())
+    with _naming(self._path):
+      self._file.flush()
+      os.fsync(self._file.fileno())
 
   def close(self) -> None:
-    self._file.close()
+    with _naming(self._path):
+      self._file.close()
 
   def __enter__(self):
     return self
 
   def __exit__(self, *_):
     self.close()
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+  """Adds the path to an error of writing, which has none by itself."""
+  try:
+    yield
+  except OSError as error:
+    raise OSError(error.errno, error.strerror, path) from error
 
 
 def read_lines(path: str) -> list[dict[str, Any]]:

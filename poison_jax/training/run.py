@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 
 import jax
 from jax.sharding import Mesh
@@ -222,3 +223,7 @@ def use_compilation_cache(config: RuntimeConfig) -> None:
     folder = os.path.abspath(os.path.expanduser(folder))
   jax.config.update("jax_compilation_cache_dir", folder)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  # An entry that is torn (a kill, a full disk) costs a compilation, no more.
+  warnings.filterwarnings(
+    "ignore", "Error (reading|writing) persistent compilation cache"
+  )
