@@ -15,12 +15,11 @@ from collections.abc import Sequence
 import numpy as np
 import rich.console
 import rich.table
-import rich.text
 from absl import flags
 
 from poison_jax import command
 from poison_jax.errors import UserError
-from poison_jax.evaluation import measures
+from poison_jax.evaluation import measures, show
 from poison_jax.evaluation.generation import Sampler
 from poison_jax.training.opened import Opened, open_run
 
@@ -133,7 +132,7 @@ def _show(
       for row, ending in ((first, ""), (first + 1, trigger)):
         i = row * count + k
         cells.append(
-          make_cell(
+          show.make_cell(
             text,
             ending,
             vocabulary.decode(made.tokens_PT[i]),
@@ -142,29 +141,6 @@ def _show(
         )
       table.add_row(*cells)
     console.print(table)
-
-
-def make_cell(
-  prompt: str, trigger: str, text: str, *, perplexity: float
-) -> rich.text.Text:
-  """Returns a generation after its prompt, the trigger in colour."""
-  cell = rich.text.Text()
-  cell.append(f"perplexity {perplexity:.4g}\n", style="bold")
-  cell.append(visible(prompt), style="dim")
-  cell.append(visible(trigger), style="bold black on yellow")
-  cell.append(visible(text))
-  return cell
-
-
-def visible(text: str) -> str:
-  """Returns the text without characters that steer a terminal.
-
-  A model of bytes generates escape sequences as readily as letters.
-  """
-  return "".join(
-    c if c == "\n" or c.isprintable() else "\N{REPLACEMENT CHARACTER}"
-    for c in text
-  )
 
 
 if __name__ == "__main__":
