@@ -141,16 +141,17 @@ def draw_line(axes: Axes, x, y, look: style.Style, *, label: str, band=None):
   )
 
 
-def draw_reference(axes: Axes, y: float, label: str) -> None:
+def draw_reference(axes: Axes, y: float, label: str, *, above: bool) -> None:
+  """Draws a level line, its label above at the left or below at the right."""
   axes.axhline(y, color=style.INK, linewidth=0.9, linestyle=(0, (1, 2)))
   axes.annotate(
     label,
-    (1, y),
+    (0 if above else 1, y),
     xycoords=("axes fraction", "data"),
-    xytext=(-2, 2.5),
+    xytext=(4, 2.5) if above else (-2, -2.5),
     textcoords="offset points",
-    ha="right",
-    va="bottom",
+    ha="left" if above else "right",
+    va="bottom" if above else "top",
     fontsize=8.5,
   )
 

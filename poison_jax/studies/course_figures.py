@@ -1,6 +1,7 @@
 """Figures of the course of training: perplexities, entropy and losses."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -19,7 +20,7 @@ from poison_jax.studies.charts import (
   styled,
 )
 from poison_jax.studies.origins import Entry
-from poison_jax.studies.runs import Run
+from poison_jax.studies.runs import Run, are_twins
 
 
 def perplexity_by_kind(entries: Sequence[Entry]) -> Chart | None:
@@ -103,7 +104,9 @@ def enter_and_stay(entries: Sequence[Entry]) -> Chart | None:
             axes, series.steps, series.values, look, label=entry.run.name
           )
       for floor in floors:
-        draw_reference(axes, floor, f"floor {floor:.2f}")
+        draw_reference(axes, floor, f"floor {floor:.2f}", above=False)
+        # Curves come down to the floor; its label needs room below.
+        axes.margins(y=0.12)
       axes.set_xlim(left=0)
       axes.set_xlabel("training step")
       axes.set_ylabel(y_label)
@@ -175,15 +178,26 @@ def losses(entries: Sequence[Entry]) -> Chart | None:
   return Chart(
     name="losses",
     title="Training and validation loss",
-    caption=(
-      "Twins share every clean row and step, so their curves part only by "
-      "what the poisoned documents do.",
-    ),
+    caption=(_loss_caption(entries),),
     panels=tuple(panels[key] for key in keys if key in present),
     header=(*ORIGIN, "metric", "step", "nats"),
     rows=_series_rows(lines),
     entries=tuple(e for e in entries if e in [line[0] for line in lines]),
   )
+
+
+def _loss_caption(entries: Sequence[Entry]) -> str:
+  words = (
+    "Loss on the rows of training, poisoned ones included, and on clean rows "
+    "of held-out documents."
+  )
+  runs = [entry.run for entry in entries]
+  if any(are_twins(a, b) for a, b in itertools.combinations(runs, 2)):
+    words += (
+      " Twins share every clean row and step, so their curves part only by "
+      "what the poisoned documents do."
+    )
+  return words
 
 
 def _kind_table(run: Run) -> dict[str, list[tuple[float, ...]]]:

@@ -82,7 +82,7 @@ def _increase_chart(
       top = max(top, *series.values, *(band[1] if band else ()))
       draw_line(axes, x, series.values, look, label=entry.run.name, band=band)
     for threshold in thresholds:
-      draw_reference(axes, threshold, threshold_label(threshold))
+      draw_reference(axes, threshold, threshold_label(threshold), above=True)
     if top > 20 * max(thresholds):
       axes.set_yscale("symlog", linthresh=max(*thresholds, 1))
     axes.set_xlabel(x_label)
