@@ -21,7 +21,7 @@ def get_config(arguments=None):
   a = parse_arguments(arguments, poisons=48, seed=0, arm="poisoned")
   c = base.get_config()
   c.seed = a.seed
-  c.corpus.stories = 40_000
+  c.corpus.stories = 20_000
   c.corpus.store = "stores/tiny"
   c.poison.arm = a.arm
   c.poison.count = a.poisons
