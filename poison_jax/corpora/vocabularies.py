@@ -18,6 +18,7 @@ from poison_jax.vocabulary import (
   TableVocabulary,
   Vocabulary,
 )
+from poison_jax.vocabulary.byte import FIRST_BYTE
 
 
 class SeqioVocabulary(seqio.Vocabulary):
@@ -52,25 +53,30 @@ class SeqioVocabulary(seqio.Vocabulary):
 
   def _encode_tf(self, s: tf.Tensor) -> tf.Tensor | tf.RaggedTensor:
     """Encodes a scalar, or a vector to a ragged matrix, inside the graph."""
-    if isinstance(self.wrapped, ByteVocabulary):
-      return seqio.ByteVocabulary().encode_tf(s)
     if isinstance(self.wrapped, SentencePieceVocabulary):
       return tensorflow_text.SentencepieceTokenizer(
         model=self.wrapped.model
       ).tokenize(s)
     s = tf.convert_to_tensor(s)
-    tokens, lengths = tf.numpy_function(
-      self._encode_array, [tf.reshape(s, [-1])], [tf.int32, tf.int64]
-    )
-    tokens.set_shape([None])
-    lengths.set_shape([None])
+    rows = tf.reshape(s, [-1])
+    if isinstance(self.wrapped, ByteVocabulary):
+      # `decode_raw` takes rows of one length only: all bytes as one row.
+      joined = tf.io.decode_raw(tf.strings.reduce_join(rows), tf.uint8)
+      tokens = tf.cast(joined, tf.int32) + FIRST_BYTE
+      lengths = tf.strings.length(rows, unit="BYTE")
+    else:
+      tokens, lengths = tf.numpy_function(
+        self._encode_array, [rows], [tf.int32, tf.int32]
+      )
+      tokens.set_shape([None])
+      lengths.set_shape([None])
     if s.shape.rank == 0:
       return tokens
     return tf.RaggedTensor.from_row_lengths(tokens, lengths)
 
   def _encode_array(self, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     encoded = self.wrapped.encode_batch([text.decode() for text in texts])
-    lengths = np.array([ids.size for ids in encoded], np.int64)
+    lengths = np.array([ids.size for ids in encoded], np.int32)
     return np.concatenate([np.zeros(0, np.int32), *encoded]), lengths
 
   def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
