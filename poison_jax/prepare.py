@@ -113,15 +113,21 @@ class _Lines:
   """A line of progress now and then."""
 
   def __init__(self):
-    self._began = self._printed = time.monotonic()
+    # Time and share of the first report: what went before, like training a
+    # vocabulary, says nothing of the speed.
+    self._first: tuple[float, float] | None = None
+    self._printed = 0.0
 
   def report(self, done: float, documents: int, tokens: int) -> None:
     """Prints how far it is, if the last time is long enough ago."""
     now = time.monotonic()
-    if now - self._printed < _LINE_EVERY or done <= 0:
+    if self._first is None:
+      self._first, self._printed = (now, done), now
+    began, done_then = self._first
+    if now - self._printed < _LINE_EVERY or done <= done_then:
       return
     self._printed = now
-    remaining = (now - self._began) * (1 - done) / done
+    remaining = (now - began) * (1 - done) / (done - done_then)
     _say(
       f"preparing: {done:.0%}, {documents:,} documents, {tokens:,} tokens, "
       f"about {remaining:.0f} s remain"

@@ -166,10 +166,10 @@ def test_a_full_disk_is_one_line_and_what_was_finished_stays(corpus, tmp_path):
 
 
 def test_lines_of_progress_tell_the_remaining_time(capsys, monkeypatch):
-  now = iter([0.0, 5.0, 20.0, 25.0, 40.0])
+  now = iter([100.0, 105.0, 120.0, 125.0, 140.0])
   monkeypatch.setattr(prepare.time, "monotonic", lambda: next(now))
   lines = prepare._Lines()
-  for done in (0.1, 0.25, 0.3, 0.8):
+  for done in (0.0, 0.1, 0.25, 0.3, 0.8):
     lines.report(done, 1000, 2_000_000)
   assert capsys.readouterr().out.splitlines() == [
     "preparing: 25%, 1,000 documents, 2,000,000 tokens, about 60 s remain",

@@ -24,11 +24,19 @@ _BATCH_CHARACTERS = 2**20
 
 
 class TokenisedDocument(NamedTuple):
-  """A document of a source that tokenises by itself; text where it has one."""
+  """A document of a source that tokenises by itself.
+
+  Attributes:
+    id: its name.
+    text: exactly what the tokens stand for; None where it isn't known.
+    tokens: int32 [n], without EOS.
+    content: what decides the document's split: equal for duplicates.
+  """
 
   id: str
   text: str | None
   tokens: np.ndarray
+  content: bytes
 
 
 class Block:
@@ -62,8 +70,11 @@ class Block:
       UserError: it has no tokens and `corpus.on_error` is "stop", or tokens
         that aren't in the vocabulary.
     """
-    if isinstance(document, TokenisedDocument) and document.text is None:
-      content = document.tokens.astype("<i4").tobytes()
+    if isinstance(document, TokenisedDocument):
+      if not document.tokens.size:
+        self._no_tokens(document)
+        return
+      content = document.content
     else:
       content = document.text.encode()
     share, key = text_hash(content)
@@ -100,13 +111,11 @@ class Block:
   def _keep(
     self, key: str, position: str, document: Document | TokenisedDocument
   ) -> Kept:
-    if isinstance(document, Document):
+    if document.text is not None:
       text = document.text[:KEPT_CHARACTERS]
       return Kept(key, position, document.id, text, None)
-    text, tokens = document.text, document.tokens
-    if text is None or tokens.size > KEPT_TOKENS:
-      tokens = tokens[:KEPT_TOKENS]
-      text = self._vocabulary.decode(tokens)
+    tokens = document.tokens[:KEPT_TOKENS]
+    text = self._vocabulary.decode(tokens)
     return Kept(key, position, document.id, text, tokens.tolist())
 
   def _encode(self) -> None:

@@ -18,7 +18,7 @@ KEPT_TOKENS = 2**14
 class Kept(NamedTuple):
   """A document of a sample; the smallest ones are the sample, in order.
 
-  `tokens` is None for documents that come as text.
+  `tokens` is None where the text is known; else the text is decoded from them.
   """
 
   key: str

@@ -38,11 +38,17 @@ def make_vocabulary(config: Config) -> Vocabulary:
     from poison_jax.corpora import tasks
 
     return tasks.vocabulary_of_task(config)
-  if config.vocabulary.kind != "sentencepiece" or config.vocabulary.file:
+  if not trains_vocabulary(config):
     return vocabulary_lib.from_config(config.vocabulary)
   return vocabulary_lib.train_sentencepiece(
     _training_texts(config), config.vocabulary
   )
+
+
+def trains_vocabulary(config: Config) -> bool:
+  """Says whether a vocabulary is trained on the corpus."""
+  given = config.vocabulary.kind != "sentencepiece" or config.vocabulary.file
+  return not given and not is_user_task(config)
 
 
 def is_user_task(config: Config) -> bool:

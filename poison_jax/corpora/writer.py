@@ -121,7 +121,7 @@ def _vocabulary(
   if folder.read("vocabulary/vocabulary.json") is not None:
     with contextlib.suppress(UserError):
       return load_vocabulary(folder)
-  if config.vocabulary.kind == "sentencepiece" and not config.vocabulary.file:
+  if sources.trains_vocabulary(config):
     say("training the vocabulary")
   vocabulary = sources.make_vocabulary(config)
   _save_vocabulary(folder, vocabulary)
