@@ -4,6 +4,7 @@ A task's feature "targets" holds the tokens of one document; ours have no end
 token, as the feature's `add_eos` is for whoever trains on them to ask for.
 """
 
+import dataclasses
 import hashlib
 import importlib
 import json
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 
 from poison_jax.config import Config, nearest
-from poison_jax.corpora import claim, sources
+from poison_jax.corpora import sources
 from poison_jax.corpora.documents import DocumentSource
 from poison_jax.corpora.tensorflow_quiet import seqio
 from poison_jax.corpora.tensorflow_quiet import tensorflow as tf
@@ -42,7 +43,7 @@ def get_task(config: Config, vocabulary: Vocabulary) -> seqio.Task:
   """
   if sources.is_user_task(config):
     return user_task(config)
-  meaning = [claim.corpus_meaning(config.corpus), vocabulary.fingerprint]
+  meaning = [dataclasses.asdict(config.corpus), vocabulary.fingerprint]
   digest = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode())
   name = f"poison_jax_{config.corpus.task}_{digest.hexdigest()[:12]}"
   if name not in seqio.TaskRegistry.names():
