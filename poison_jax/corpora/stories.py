@@ -63,7 +63,7 @@ class Stories(DocumentSource):
 
 
 def story(seed: int, index: int, tags: Sequence[str], tag_share: float) -> str:
-  """Returns story `index` of the corpus `seed`, 250 to 800 characters.
+  """Returns story `index` of the corpus `seed`, about 190 to 640 characters.
 
   Args:
     seed: names the corpus; any integer.
