@@ -11,6 +11,7 @@ from poison_jax.corpora import writer
 OVERRIDES = {
   "corpus.stories": 300,
   "corpus.held_out": 0.2,
+  "corpus.workers": 1,
   "vocabulary.kind": "bytes",
   "model.width": 16,
   "model.depth": 1,

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 import small_run
-from poison_jax.evaluation.evaluator import Evaluation
 
 from poison_jax.data.mixture import Mixture
 from poison_jax.errors import CheckFailed, NotFinite, Stopped
+from poison_jax.evaluation.evaluator import Evaluation
+from poison_jax.model import counts
 from poison_jax.training import checkpoints, loop
 from poison_jax.training import step as step_lib
 from poison_jax.training.saving import CheckpointWriter
@@ -231,6 +232,16 @@ def test_a_checkpoint_of_another_plan_is_refused(store, tmp_path):
 def _stop(state, metrics):
   os.kill(os.getpid(), signal.SIGTERM)
   return state, metrics
+
+
+def test_more_than_the_peak_is_called_an_error_of_ours_once(
+  store, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(counts, "peak_flops", lambda kind: 1.0)
+  loop.train(small_run.make_config(store, **_SMALL), str(tmp_path), profile=0)
+  assert capsys.readouterr().out.count("which can't be") == 1
+  last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+  assert last["time/mfu"] > 1
 
 
 def test_a_profile_is_written_where_asked_for(store, tmp_path):

@@ -1,15 +1,19 @@
 """A run planned: nothing is left to chance or to the summary's reader."""
 
 import dataclasses
+import os
 import re
+import signal
 
 import jax
 import pytest
 import small_run
 
-from poison_jax.errors import CheckFailed, UserError
+from poison_jax.errors import CheckFailed, Stopped, UserError
 from poison_jax.training import mesh as mesh_lib
 from poison_jax.training import run as run_lib
+from poison_jax.training import workdir as workdir_lib
+from poison_jax.training.stop import StopSignals
 
 
 @pytest.fixture(name="store", scope="module")
@@ -104,3 +108,28 @@ def test_a_missing_store_in_a_bucket_is_an_error(monkeypatch):
   )
   with pytest.raises(UserError, match="run python -m poison_jax.prepare"):
     run_lib.prepare_missing_store(config, "runs/a", None)
+
+
+def test_a_signal_while_the_store_is_prepared_ends_prepare_too(tmp_path):
+  config = small_run.make_config(tmp_path / "store", corpus__stories=200_000)
+  folder = str(tmp_path / "run")
+  with workdir_lib.locked(folder), StopSignals() as stop:
+    workdir_lib.claim(folder, config)
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Stopped, match="SIGTERM while preparing"):
+      run_lib.prepare_missing_store(config, folder, stop)
+  assert not (tmp_path / "store" / "manifest.json").exists()
+
+
+def test_what_prepare_refuses_is_the_error_of_train(tmp_path):
+  config = small_run.make_config(
+    tmp_path / "store",
+    corpus__task="files",
+    corpus__files=str(tmp_path / "*.jsonl"),
+  )
+  folder = str(tmp_path / "run")
+  with workdir_lib.locked(folder), StopSignals() as stop:
+    workdir_lib.claim(folder, config)
+    with pytest.raises(UserError) as error:
+      run_lib.prepare_missing_store(config, folder, stop)
+  assert "*.jsonl" in str(error.value) and "\n" not in str(error.value)

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from poison_jax.config import Config
 from poison_jax.data.batches import device_batches
-from poison_jax.errors import CheckFailed, NotFinite, Stopped
+from poison_jax.errors import CheckFailed, NotFinite, Stopped, UserError
 from poison_jax.evaluation.evaluator import Evaluator
 from poison_jax.model import counts
 from poison_jax.training import mesh as mesh_lib
@@ -43,6 +43,11 @@ def train(config: Config | None, workdir: str, *, profile: int) -> None:
     NotFinite: the loss is not finite.
     Stopped: a signal came; the state is saved.
   """
+  if "://" in workdir:
+    raise UserError(
+      f"--workdir={workdir} is not a local folder; runs in a bucket are not "
+      "supported yet (the token store may be in one)"
+    )
   if config is None:
     workdir_lib.load_config(workdir)  # Or nothing is made.
   with StopSignals() as stop, workdir_lib.locked(workdir):

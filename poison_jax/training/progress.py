@@ -19,7 +19,7 @@ class Progress:
     self._steps, self._poisons = steps, poisons
     self._live = sys.stdout.isatty()
     self._last_plain = time.monotonic()
-    self._text = ""
+    self._text = "starting"
     if self._live:
       self._bar = rich.progress.Progress(
         rich.progress.BarColumn(bar_width=20),
@@ -27,7 +27,7 @@ class Progress:
         console=rich.console.Console(),
         transient=True,
       )
-      self._task = self._bar.add_task("starting", total=steps)
+      self._task = self._bar.add_task(self._text, total=steps)
 
   def __enter__(self):
     if self._live:
