@@ -18,7 +18,7 @@ from poison_jax.config import parse_arguments
 
 def get_config(arguments=None):
   """Returns the config; `arguments` like "poisons=32,seed=1,arm=clean"."""
-  a = parse_arguments(arguments, poisons=48, seed=0, arm="poisoned")
+  a = parse_arguments(arguments, poisons=64, seed=0, arm="poisoned")
   c = base.get_config()
   c.seed = a.seed
   c.corpus.stories = 20_000
