@@ -138,6 +138,17 @@ def test_training_reads_long_documents_and_no_more_than_asked():
   assert "qzx" not in _pieces(few)
 
 
+def test_a_small_vocabulary_leaves_rare_characters_out_and_counts_them():
+  # 300 characters, each once, beside a corpus of frequent ones.
+  rare = [chr(0x4E00 + i) for i in range(300)]
+  texts = [*CORPUS * 9, "".join(rare)]
+  vocabulary = train_sentencepiece(texts, config(size=130))
+  lost = vocabulary.unknown_characters(texts)
+  assert set(rare) <= set(lost)
+  text = "One rainy Monday, a girl called Anna went to the market."
+  assert vocabulary.decode(vocabulary.encode(text)) == text
+
+
 def _pieces(vocabulary) -> str:
   return " ".join(vocabulary.piece(i) for i in range(vocabulary.size))
 
@@ -151,7 +162,7 @@ def test_a_tab_survives_in_a_small_vocabulary():
   "texts, size, why",
   [
     (["the same word"] * 9, 900, "too high"),
-    (CORPUS, 20, "smaller than required"),
+    (CORPUS, 6, "vocab"),
     ([], 100, "no text"),
     (["", ""], 100, "no text"),
   ],

@@ -1,7 +1,7 @@
 """Which source and which vocabulary a configuration's corpus has."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from poison_jax import vocabulary as vocabulary_lib
 from poison_jax.config import Config
@@ -28,8 +28,14 @@ def make_source(config: Config, vocabulary: Vocabulary) -> DocumentSource:
   return TaskDocuments(config, vocabulary)
 
 
-def make_vocabulary(config: Config) -> Vocabulary:
+def make_vocabulary(
+  config: Config, *, say: Callable[[str], None]
+) -> Vocabulary:
   """Returns the vocabulary: the task's own, the given file's, or a new one.
+
+  Args:
+    config: which one.
+    say: called with a line for the user, where one is trained.
 
   Raises:
     UserError: the file is missing or damaged, or training fails.
@@ -38,17 +44,20 @@ def make_vocabulary(config: Config) -> Vocabulary:
     from poison_jax.corpora import tasks
 
     return tasks.vocabulary_of_task(config)
-  if not trains_vocabulary(config):
+  if config.vocabulary.kind != "sentencepiece" or config.vocabulary.file:
     return vocabulary_lib.from_config(config.vocabulary)
-  return vocabulary_lib.train_sentencepiece(
-    _training_texts(config), config.vocabulary
-  )
-
-
-def trains_vocabulary(config: Config) -> bool:
-  """Says whether a vocabulary is trained on the corpus."""
-  given = config.vocabulary.kind != "sentencepiece" or config.vocabulary.file
-  return not given and not is_user_task(config)
+  say("training the vocabulary")
+  texts = list(_training_texts(config))
+  vocabulary = vocabulary_lib.train_sentencepiece(texts, config.vocabulary)
+  lost = vocabulary.unknown_characters(texts)
+  if lost:
+    say(
+      f"the vocabulary lacks {len(lost):,} rare characters, "
+      f"{lost.total():,} of {sum(map(len, texts)):,} in its training texts, "
+      f"which become unknown ({''.join(sorted(lost)[:20])} ...); "
+      "config.vocabulary.size from 1024 up spells them in bytes"
+    )
+  return vocabulary
 
 
 def is_user_task(config: Config) -> bool:

@@ -121,9 +121,7 @@ def _vocabulary(
   if folder.read("vocabulary/vocabulary.json") is not None:
     with contextlib.suppress(UserError):
       return load_vocabulary(folder)
-  if sources.trains_vocabulary(config):
-    say("training the vocabulary")
-  vocabulary = sources.make_vocabulary(config)
+  vocabulary = sources.make_vocabulary(config, say=say)
   _save_vocabulary(folder, vocabulary)
   return vocabulary
 
