@@ -41,6 +41,11 @@ _POISON = flags.DEFINE_integer(
 _STORE = flags.DEFINE_string(
   "store", None, "Folder of the token store, where it has moved."
 )
+_CONTENTS = flags.DEFINE_bool(
+  "contents",
+  False,
+  "verify: read and hash every token of the store, too.",
+)
 
 _STYLES = {
   "row": "",
@@ -91,6 +96,10 @@ def _verify(run: str, console: rich.console.Console) -> None:
     "config_hash": config_lib.config_hash(config),
     "arm": config.poison.arm,
   }
+  contents = "not read; --contents does"
+  if _CONTENTS.value:
+    mixture.store.verify_contents()
+    contents = "hashes equal"
   result = verify_lib.verify(table, mixture, metadata=metadata, counted=counted)
   lines = rich.table.Table(box=None, show_header=False, pad_edge=False)
   for name, value in (
@@ -100,6 +109,7 @@ def _verify(run: str, console: rich.console.Console) -> None:
     ("tokens in poisons, hashes equal", f"{result.poison_tokens:,}"),
     ("tokens around them, equal to the store", f"{result.clean_tokens:,}"),
     ("checkpoints whose counters agree", f"{result.checkpoints:,}"),
+    ("the store as a whole", contents),
     ("plan", mixture.plan_hash),
     ("ledger", ledger.ledger_hash(table)),
   ):

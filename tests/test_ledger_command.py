@@ -160,3 +160,21 @@ def test_show_prints_no_row_of_another_plan(copy):
   pq.write_table(table.replace_schema_metadata(metadata), path)
   error = _command("show", copy, "--poison=3", code=3)
   assert "is of another plan" in error
+
+
+def test_a_flipped_token_of_the_store_is_found_when_asked(made, tmp_path):
+  run, folder = made
+  copy = tmp_path / "store"
+  shutil.copytree(run.store.path, copy)
+  # A row that no poison lies over: only reading all of the store finds it.
+  (shard,) = {p for p in copy.glob("tokens/train-*.zarr/c/0")}
+  content = bytearray(shard.read_bytes())
+  poisoned = {p.store_row for p in run.mixture.placements}
+  length = run.config.train.length
+  rows = run.store.train.tokens // length
+  row = next(r for r in range(rows) if r not in poisoned)
+  content[2 * row * length] ^= 1
+  shard.write_bytes(content)
+  assert "verified" in _command("verify", folder, f"--store={copy}")
+  line = _command("verify", folder, f"--store={copy}", "--contents", code=3)
+  assert "tokens of shard train-" in line
