@@ -219,11 +219,11 @@ _task("mine_inputs", seqio.ByteVocabulary(), feature="inputs")
 @pytest.fixture(scope="module")
 def module(tmp_path_factory):
   folder = tmp_path_factory.mktemp("module")
-  (folder / "my_tasks.py").write_text(_MODULE)
-  (folder / "my_broken_tasks.py").write_text("import no_such_library")
+  (folder / "tasks_of_a_user.py").write_text(_MODULE)
+  (folder / "broken_tasks_of_a_user.py").write_text("import no_such_library")
   with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(folder)
-    yield "my_tasks"
+    yield "tasks_of_a_user"
 
 
 def test_a_users_task_is_used_unchanged(module):
@@ -270,7 +270,7 @@ def test_a_wrong_task_is_one_line(module, corpus, why):
 
 def test_what_a_users_module_misses_is_shown_in_full(module):
   with pytest.raises(ModuleNotFoundError, match="no_such_library"):
-    tasks.user_task(_config(task="mine", module="my_broken_tasks"))
+    tasks.user_task(_config(task="mine", module="broken_tasks_of_a_user"))
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -103,6 +103,9 @@ def test_seqio_sentencepiece_becomes_ours(extra_ids, tmp_path):
   assert mapped.size == theirs.vocab_size == 1100 + extra_ids
   for text in ODD:
     assert mapped.encode(text).tolist() == theirs.encode(text)
+    # What a user's task makes in the graph, by another copy of SentencePiece.
+    in_graph = theirs.encode_tf(tf.constant(text)).numpy().tolist()
+    assert mapped.encode(text).tolist() == in_graph
     assert mapped.decode(theirs.encode(text)) == theirs.decode(
       theirs.encode(text)
     )

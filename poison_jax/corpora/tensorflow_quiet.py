@@ -49,9 +49,8 @@ with _quiet():
 
   import seqio
   import tensorflow_datasets
-  import tensorflow_text
 
-__all__ = ["seqio", "tensorflow", "tensorflow_datasets", "tensorflow_text"]
+__all__ = ["seqio", "tensorflow", "tensorflow_datasets"]
 
 
 def steady(dataset: tensorflow.data.Dataset) -> tensorflow.data.Dataset:

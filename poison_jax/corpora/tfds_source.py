@@ -65,12 +65,12 @@ def _check_content(
   if split not in splits:
     raise UserError(
       f"config.corpus.split is {config.split!r}; {config.tfds_name} has "
-      f"{', '.join(splits)}{nearest(split, splits)}"
+      f"{', '.join(sorted(splits))}{nearest(split, splits)}"
     )
   if config.text_field not in features:
     raise UserError(
       f"config.corpus.text_field is {config.text_field!r}; the fields of "
-      f"{config.tfds_name} are {', '.join(features)}"
+      f"{config.tfds_name} are {', '.join(sorted(features))}"
       f"{nearest(config.text_field, features)}"
     )
   feature = features[config.text_field]
