@@ -4,7 +4,7 @@ The only source of documents that imports TensorFlow: for TFDS sets and users'
 tasks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,9 @@ from poison_jax.corpora.tensorflow_quiet import seqio, steady
 from poison_jax.corpora.tensorflow_quiet import tensorflow as tf
 from poison_jax.errors import UserError
 from poison_jax.vocabulary import Vocabulary
+
+# Documents that leave the graph at a time.
+_TOGETHER = 256
 
 
 class TaskDocuments(DocumentSource):
@@ -34,6 +37,9 @@ class TaskDocuments(DocumentSource):
     super().__init__()
     self._task = tasks.get_task(config, vocabulary)
     self._of_user = sources.is_user_task(config)
+    # A user's text need not be that of the tokens, but says which documents
+    # are the same.
+    self._content = "targets_pretokenized" if self._of_user else "text"
     self._split = config.corpus.split
     self._eos_id = vocabulary.eos_id
     self._shards = list(self._task.source.list_shards(self._split))
@@ -50,12 +56,22 @@ class TaskDocuments(DocumentSource):
     Raises:
       UserError: the task fails, or an example's "targets" are no tokens.
     """
-    for number, example in enumerate(self._examples(shard)):
-      if self._examples_a_shard:
-        self.fraction = min(1.0, (number + 1) / self._examples_a_shard)
-      yield self._document(f"{shard}:{number}", example)
+    number = 0
+    for batch in self._batches(shard):
+      targets = batch.pop("targets")
+      tokens = targets.flat_values.numpy().astype(np.int32)
+      rows = np.split(tokens, targets.row_splits.numpy()[1:-1])
+      texts = {name: field.numpy() for name, field in batch.items()}
+      ids, contents = texts.get("id"), texts.get(self._content)
+      for i, row in enumerate(rows):
+        name = f"{shard}:{number}" if ids is None else ids[i].decode()
+        content = None if contents is None else contents[i]
+        number += 1
+        if self._examples_a_shard:
+          self.fraction = min(1.0, number / self._examples_a_shard)
+        yield self._document(name, row, content)
 
-  def _examples(self, shard: str) -> Iterator[dict[str, Any]]:
+  def _batches(self, shard: str) -> Iterator[dict[str, Any]]:
     # Preprocessors that draw random numbers draw the same ones each time.
     tf.random.set_seed(0)
     try:
@@ -70,32 +86,41 @@ class TaskDocuments(DocumentSource):
         trim_output_features=False,
         try_in_mem_cache=False,
       )
-      yield from steady(dataset).as_numpy_iterator()
+      fields = self._fields(dataset.element_spec)
+      # A batch at a time, since taking one out of the graph is what costs.
+      batches = dataset.map(
+        lambda example: {name: example[name] for name in fields}
+      ).ragged_batch(_TOGETHER)
+      yield from steady(batches)
     except (tf.errors.OpError, ValueError) as error:
       reason = " ".join(str(error).split())[:300]
       raise UserError(
         f"the seqio task {self._task.name!r}, shard {shard}: {reason}"
       ) from error
 
-  def _document(self, place: str, example: dict[str, Any]) -> TokenisedDocument:
-    tokens = np.asarray(example["targets"])
-    if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
+  def _fields(self, spec: Mapping[str, tf.TensorSpec]) -> list[str]:
+    """Returns the fields of an example that are of use here."""
+    targets = spec["targets"]
+    if targets.shape.rank != 1 or not targets.dtype.is_integer:
       raise UserError(
         f"the seqio task {self._task.name!r} gives 'targets' of type "
-        f"{tokens.dtype} and shape {tokens.shape}; they must be a row of "
-        "token ids"
+        f"{targets.dtype.name} and shape {targets.shape}; they must be a row "
+        "of token ids"
       )
-    tokens = tokens.astype(np.int32)
+    texts = [
+      name
+      for name in ("id", self._content)
+      if name in spec and spec[name] == tf.TensorSpec([], tf.string)
+    ]
+    return ["targets", *texts]
+
+  def _document(
+    self, name: str, tokens: np.ndarray, content: bytes | None
+  ) -> TokenisedDocument:
     if tokens.size and tokens[-1] == self._eos_id:
       tokens = tokens[:-1]
-    # A user's text need not be that of the tokens, but says which documents
-    # are the same.
-    content = example.get("targets_pretokenized" if self._of_user else "text")
-    if not isinstance(content, bytes):
-      content = tokens.astype("<i4").tobytes()
-    return TokenisedDocument(
-      id=example["id"].decode() if "id" in example else place,
-      text=None if self._of_user else content.decode(errors="replace"),
-      tokens=tokens,
-      content=content,
-    )
+    if content is None:
+      content, text = tokens.astype("<i4").tobytes(), None
+    else:
+      text = None if self._of_user else content.decode(errors="replace")
+    return TokenisedDocument(name, text, tokens, content)
