@@ -32,8 +32,9 @@ def tfds_source(config: CorpusConfig) -> seqio.TfdsDataSource:
   if not builder.is_prepared():
     raise UserError(
       f"config.corpus.tfds_name: {name} is not prepared in {builder.data_dir}; "
-      f"prepare it (tfds build {name} --data_dir=...), or name the folder "
-      "where it lies in config.corpus.tfds_dir"
+      "name the folder where it lies in config.corpus.tfds_dir, or prepare it: "
+      f'python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, '
+      f"file_format='tfrecord').download_and_prepare()\""
     )
   _check_format(builder)
   _check_content(builder, config)
