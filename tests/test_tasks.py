@@ -180,11 +180,12 @@ def test_array_record_is_refused_with_the_conversion(tmp_path):
     ({"text_field": "number"}, "no text"),
   ],
 )
-def test_a_wrong_tfds_set_is_one_line(tfds_dir, corpus, why):
+def test_a_wrong_tfds_set_is_one_line(tfds_dir, corpus, why, caplog):
   with pytest.raises(UserError, match=why) as caught:
     tasks.get_task(_tfds(tfds_dir, **corpus), ByteVocabulary())
   assert "\n" not in str(caught.value)
   assert len(str(caught.value)) < 400
+  assert not caplog.records
 
 
 _MODULE = """

@@ -15,6 +15,8 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 
+from absl import logging
+
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
@@ -49,6 +51,9 @@ with _quiet():
 
   import seqio
   import tensorflow_datasets
+
+# TFDS and seqio warn of what is checked here, with an error of one line.
+logging.set_verbosity(logging.ERROR)
 
 __all__ = ["seqio", "tensorflow", "tensorflow_datasets"]
 
