@@ -1,5 +1,6 @@
 """Both roads, as text and through seqio, lead to the same store."""
 
+import dataclasses
 import json
 import os
 
@@ -166,3 +167,30 @@ def test_a_task_that_fails_is_one_line_and_leaves_nothing(
     _write(config)
   assert "\n" not in str(caught.value)
   assert not os.path.exists(config.corpus.store)
+
+
+@pytest.mark.slow
+def test_a_tfds_set_is_written_alike_by_any_number_of_workers(tmp_path):
+  from test_tasks import _TEXTS, _write_tfds
+
+  folder = tmp_path / "tfds"
+  folder.mkdir()
+  _write_tfds(folder, "tfrecord")
+  stores = []
+  for workers in (1, 2):
+    config = _config(
+      tmp_path,
+      task="tfds",
+      tfds_name="tiny_text/en:1.0.0",
+      tfds_dir=str(folder),
+      text_field="content",
+      store=str(tmp_path / f"store{workers}"),
+      workers=workers,
+      on_error="skip",
+    )
+    vocabulary = dataclasses.replace(config.vocabulary, kind="bytes")
+    stores.append(_write(dataclasses.replace(config, vocabulary=vocabulary)))
+  assert stores[0].hash == stores[1].hash
+  assert len(stores[0].train.shards) == 3
+  kept = [*stores[0].prefix_documents(), *stores[0].prompt_documents()]
+  assert {d.text for d in kept} == set(filter(None, _TEXTS))

@@ -13,7 +13,11 @@ from poison_jax.config import Config
 from poison_jax.corpora import sources, tasks
 from poison_jax.corpora.block import TokenisedDocument
 from poison_jax.corpora.documents import DocumentSource
-from poison_jax.corpora.tensorflow_quiet import seqio, steady
+from poison_jax.corpora.tensorflow_quiet import (
+  seqio,
+  steady,
+  tensorflow_datasets,
+)
 from poison_jax.corpora.tensorflow_quiet import tensorflow as tf
 from poison_jax.errors import UserError
 from poison_jax.vocabulary import Vocabulary
@@ -35,6 +39,11 @@ class TaskDocuments(DocumentSource):
 
   def __init__(self, config: Config, vocabulary: Vocabulary):
     super().__init__()
+    # Small sets would be kept in memory for a second pass, and their reading
+    # in parts, as for training a vocabulary, complained about.
+    seqio.utils.set_tfds_read_config_override(
+      tensorflow_datasets.ReadConfig(try_autocache=False)
+    )
     self._task = tasks.get_task(config, vocabulary)
     self._of_user = sources.is_user_task(config)
     # A user's text need not be that of the tokens, but says which documents
