@@ -472,3 +472,21 @@ def test_a_killed_writer_leaves_no_process_and_its_store_is_finished_later(
 def _children(parent: int) -> list[str]:
   with open(f"/proc/{parent}/task/{parent}/children") as f:
     return f.read().split()
+
+
+def test_skipped_documents_are_counted_once_over_blocks_and_attempts(
+  tmp_path, small_blocks, monkeypatch
+):
+  with open(tmp_path / "a.jsonl", "w") as f:
+    for text in _documents(120):
+      f.write(json.dumps({"text": text}) + "\n{}\n")
+  config = _config(tmp_path, on_error="skip")
+  monkeypatch.setattr(writer, "_manifest", _interrupt)
+  with pytest.raises(KeyboardInterrupt):
+    _write(config)
+  monkeypatch.undo()
+  os.remove(f"{config.corpus.store}/blocks/00000-00001.json")
+  monkeypatch.setattr(blocks, "BLOCK_CHARACTERS", 5_000)
+  store, outcome = _write(config)
+  assert len(store.train.shards) > 3
+  assert outcome.manifest["skipped"] == {"no text field": 120}

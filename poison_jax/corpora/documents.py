@@ -88,12 +88,12 @@ class Files(DocumentSource):
   """The documents in the files that `corpus.files` names.
 
   A file is a shard; small ones that follow each other share one. A line of
-  JSON (.jsonl, .json, .ndjson) or a row of Parquet is a document,
-  its text in the field `corpus.text_field`, its id in "id" where there is one.
-  A plain text file (.txt, .text, .md) is one document. .gz and .zst after the
-  ending are read through. Documents that can't be read, or hold nothing but
-  white space, stop the reading with a UserError or are passed over and
-  counted, as `corpus.on_error` says.
+  JSON (.jsonl, .json, .ndjson) or a row of Parquet is a document, its text in
+  the field `corpus.text_field`, its id in "id" where there is one. A plain
+  text file (.txt, .text, .md) is one document. .gz and .zst after the ending
+  are read through. Documents that can't be read, or hold nothing but white
+  space, stop the reading with a UserError or are passed over and counted, as
+  `corpus.on_error` says.
   """
 
   def __init__(self, config: CorpusConfig):
