@@ -27,7 +27,7 @@ def get_config(arguments=None):
   c.model.scan_layers = False
   c.poison.arm = a.arm
   c.poison.count = a.poisons
-  # At most 100 tokens of prefix and 200 of gibberish, so that the two, the
+  # At most 100 tokens of prefix and 150 of gibberish, so that the two, the
   # trigger and the end-of-document token always fit a row of 256. Gibberish
   # of 30 to 60 tokens was too short to be learnt at this size.
   c.poison.prefix_max = 100
