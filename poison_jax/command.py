@@ -58,8 +58,8 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
   except OSError as error:
-    where = f" {error.filename}" if error.filename else ""
-    _fail(f"{error.strerror or error}:{where}", UserError.code)
+    where = f": {error.filename}" if error.filename else ""
+    _fail(f"{error.strerror or error}{where}", UserError.code)
   except KeyboardInterrupt:
     _fail("interrupted", 128 + signal.SIGINT)
   sys.exit(0)
