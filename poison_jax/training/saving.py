@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -106,6 +107,8 @@ class CheckpointWriter:
     try:
       yield
     except Exception as error:
+      # asyncio logs each array's own failure, one by one, at exit.
+      logging.getLogger("asyncio").setLevel(logging.CRITICAL)
       why = f"{type(error).__name__}: {checkpoints_lib.first_line(error)}"
       raise UserError(
         f"checkpoint of step {self._saving} can't be written to "
