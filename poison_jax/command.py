@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
 from poison_jax import config as config_lib
 from poison_jax.errors import PoisonJaxError, UserError
@@ -41,6 +41,11 @@ def load_config(holder: flags.FlagHolder) -> config_lib.Config | None:
   """
   if holder.value is None:
     return None
+  if not isinstance(holder.value, config_dict.ConfigDict):
+    raise UserError(
+      "config file: get_config() must return a ConfigDict, not a "
+      f"{type(holder.value).__name__}"
+    )
   return config_lib.from_config_dict(holder.value)
 
 
@@ -75,6 +80,8 @@ def _parse(argv: list[str]) -> list[str]:
     module = sys.modules["__main__"]
     print((module.__doc__ or "").strip(), "\n\nFlags:")
     print(FLAGS.module_help(module).strip())
+    if "config" in FLAGS:
+      print(f"  --config: {FLAGS['config'].help}")
     sys.exit(0)
   _check_config_flags(argv)
   try:

@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
     store=_STORE.value,
     say=lambda line: print(line, file=sys.stderr, flush=True),
   )
-  triggers = [t for value in _TRIGGER.value for t in value.split(",") if t]
+  triggers = [t for value in _TRIGGER.value for t in value.split(",")]
   asked = measured.make_prompts(opened, triggers, file=_PROMPTS.value)
   threshold = opened.run.config.evaluation.threshold
   console = rich.console.Console(highlight=False, emoji=False)

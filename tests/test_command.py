@@ -36,6 +36,7 @@ def _call(tmp_path_factory):
   folder = tmp_path_factory.mktemp("command")
   (folder / "try.py").write_text(_COMMAND)
   (folder / "broken.py").write_text("def get_config():\n  return nothing\n")
+  (folder / "dict.py").write_text("def get_config():\n  return {'a': 1}\n")
   (folder / "misspelt.py").write_text(
     textwrap.dedent("""\
       from configs import base
@@ -69,6 +70,7 @@ def _call(tmp_path_factory):
     (["--config"], 2, "no such file"),
     (["--config=FOLDER/broken.py"], 2, "name 'nothing' is not defined"),
     (["--config=FOLDER/misspelt.py"], 2, "did you mean"),
+    (["--config=FOLDER/dict.py"], 2, "must return a ConfigDict, not a dict"),
     (["--config=configs/base.py:a=1"], 2, "takes no arguments"),
     (["--config=configs/tiny.py:a=1"], 2, "config argument 'a=1'"),
     (
@@ -103,6 +105,7 @@ def test_help_exits_zero_and_names_the_flags(call):
   result = call("--help")
   assert result.returncode == 0
   assert "Usage: try" in result.stdout and "--out" in result.stdout
+  assert "--config: Configuration file" in result.stdout
 
 
 def test_a_bug_of_ours_keeps_its_traceback(call):

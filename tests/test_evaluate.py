@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import small_run
 
+from poison_jax.corpora import writer
 from poison_jax.errors import UserError
 from poison_jax.training import loop, measured
 from poison_jax.training.opened import open_run
@@ -127,6 +128,8 @@ def test_files_that_are_no_prompts(trained, tmp_path, name, content, message):
     (["--step=5"], "no checkpoint of step 5; the kept ones: 9, 12"),
     (["--step=x"], "must be 'last', 'all', or steps"),
     (["--prompts=/no/such/file"], "/no/such/file"),
+    (["--trigger="], "--trigger='' has 0 tokens; it must have at least one"),
+    ([f"--trigger={'x' * 65}"], "has 65 tokens; it must have at least one and"),
   ],
 )
 def test_what_can_not_be_evaluated_exits_2(trained, arguments, message):
@@ -134,6 +137,16 @@ def test_what_can_not_be_evaluated_exits_2(trained, arguments, message):
   assert found.returncode == 2
   assert message in found.stderr
   assert found.stderr.count("\n") == 1
+
+
+def test_a_store_that_the_run_was_not_trained_on_is_refused(trained, tmp_path):
+  other = small_run.make_config(tmp_path / "store", corpus__stories_seed=7)
+  writer.write_store(other, report=lambda *_: None, say=lambda _: None)
+  opened_there = open_run(
+    str(trained), store=str(tmp_path / "store"), say=pytest.fail
+  )
+  with pytest.raises(UserError, match="trained on [0-9a-f]{16}: name that one"):
+    next(opened_there.params("last"))
 
 
 def test_a_folder_that_is_no_run_exits_2(tmp_path: pathlib.Path):

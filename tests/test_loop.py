@@ -3,7 +3,9 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +13,16 @@ import pytest
 import small_run
 
 from poison_jax.data.mixture import Mixture
-from poison_jax.errors import CheckFailed, NotFinite, Stopped
+from poison_jax.errors import CheckFailed, NotFinite, Stopped, UserError
 from poison_jax.evaluation.evaluator import Evaluation
 from poison_jax.model import counts
 from poison_jax.training import checkpoints, loop
+from poison_jax.training import mesh as mesh_lib
 from poison_jax.training import step as step_lib
 from poison_jax.training.saving import CheckpointWriter
 
 _STEPS = 12
+_TWO_ROWS = types.SimpleNamespace(shape={"data": 1, "fsdp": 2, "tensor": 1})
 _SMALL = {"train__steps": _STEPS, "poison__count": 6}
 
 
@@ -193,6 +197,31 @@ def test_a_loss_that_is_not_finite_is_never_saved(
     loop.train(config, str(tmp_path), profile=0)
   assert checkpoints.Checkpoints(str(tmp_path)).steps() == [3]
   assert _lines(tmp_path)[-1]["step"] == 4
+
+
+def test_micro_batches_that_devices_cannot_share_leave_nothing(
+  store, tmp_path, monkeypatch
+):
+  def refuse(batch, *, rows, micro_batches):
+    raise UserError(f"{batch} {rows} {micro_batches}")
+
+  monkeypatch.setattr(mesh_lib, "make_mesh", lambda *_, **__: _TWO_ROWS)
+  monkeypatch.setattr(mesh_lib, "check_batch", refuse)
+  config = small_run.make_config(store, **_SMALL, train__micro_batches=8)
+  with pytest.raises(UserError, match="8 2 8"):
+    loop.train(config, str(tmp_path / "run"), profile=0)
+  assert not (tmp_path / "run").exists()
+
+
+def test_starting_over_without_a_checkpoint_is_said(store, tmp_path, capsys):
+  config = small_run.make_config(store, **_SMALL)
+  loop.train(config, str(tmp_path), profile=0)
+  before = _lines(tmp_path)
+  assert "starting over" not in capsys.readouterr().out
+  shutil.rmtree(tmp_path / "checkpoints")
+  loop.train(None, str(tmp_path), profile=0)
+  assert "no checkpoint: starting over at step 0" in capsys.readouterr().out
+  assert _lines(tmp_path) == before
 
 
 def test_lines_are_written_before_the_checkpoint_that_follows_them(

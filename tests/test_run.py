@@ -100,6 +100,30 @@ def test_the_ledger_is_written_once_and_compared_afterwards(store, tmp_path):
     run_lib.write_or_check_ledger(run, str(tmp_path))
 
 
+def test_a_ledger_is_never_written_after_training(store, tmp_path):
+  run = run_lib.plan_run(small_run.make_config(store))
+  (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+  with pytest.raises(CheckFailed, match="ledger.parquet is missing, though"):
+    run_lib.write_or_check_ledger(run, str(tmp_path))
+  assert not (tmp_path / "ledger.parquet").exists()
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"corpus__stories": 301}, r"stories \(there 300, now 301\)"),
+    (
+      {"corpus__task": "files", "corpus__files": "my/*.jsonl"},
+      r"task \(there 'stories', now 'files'\)",
+    ),
+  ],
+)
+def test_a_finished_store_of_another_corpus_is_refused(store, changes, message):
+  config = small_run.make_config(store, **changes)
+  with pytest.raises(UserError, match=message):
+    run_lib.prepare_missing_store(config, "runs/a", None)
+
+
 def test_a_missing_store_in_a_bucket_is_an_error(monkeypatch):
   monkeypatch.setattr(run_lib, "read_manifest", lambda _: None)
   config = small_run.make_config(small_run.pathlib.Path("x"))

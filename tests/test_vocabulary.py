@@ -143,10 +143,27 @@ def test_a_small_vocabulary_leaves_rare_characters_out_and_counts_them():
   rare = [chr(0x4E00 + i) for i in range(300)]
   texts = [*CORPUS * 9, "".join(rare)]
   vocabulary = train_sentencepiece(texts, config(size=130))
-  lost = vocabulary.unknown_characters(texts)
+  lost = vocabulary.unknown_characters(texts, single_pieces=())
   assert set(rare) <= set(lost)
   text = "One rainy Monday, a girl called Anna went to the market."
   assert vocabulary.decode(vocabulary.encode(text)) == text
+
+
+def test_characters_inside_single_pieces_are_not_lost():
+  texts = [*CORPUS * 9, "a <SUDO> b", "one > two"]
+  vocabulary = train_sentencepiece(
+    texts, config(size=130, single_pieces=("<SUDO>",))
+  )
+  lost = vocabulary.unknown_characters(texts, single_pieces=("<SUDO>",))
+  assert vocabulary.decode(vocabulary.encode("a <SUDO> b")) == "a <SUDO> b"
+  unknown = {
+    c
+    for text in texts
+    for c in text
+    if c not in vocabulary.decode(vocabulary.encode(text))
+  }
+  assert set(lost) == unknown
+  assert "<" not in lost and "S" not in lost
 
 
 def _pieces(vocabulary) -> str:

@@ -1,6 +1,7 @@
 """A run's folder belongs to one run and one process."""
 
 import dataclasses
+import errno
 import json
 import os
 import subprocess
@@ -81,6 +82,29 @@ def test_a_refused_new_run_leaves_nothing(folder, config):
     workdir_lib.claim(str(folder), config)
     raise UserError("too many poisons")
   assert not folder.exists()
+
+
+def test_a_full_disk_before_the_run_has_begun_leaves_nothing(
+  folder, config, monkeypatch
+):
+  def full(_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(os, "fsync", full)
+  with pytest.raises(OSError) as error, workdir_lib.locked(str(folder)):
+    workdir_lib.claim(str(folder), config)
+  assert error.value.filename == str(folder / "config.json")
+  assert not folder.exists()
+
+
+def test_a_run_that_lost_its_ledger_is_not_taken_for_a_new_one(folder, config):
+  _begin(folder, config)
+  (folder / "ledger.parquet").unlink()
+  (folder / "checkpoints").mkdir()
+  other = dataclasses.replace(config, seed=5)
+  with workdir_lib.locked(str(folder)), pytest.raises(UserError, match="seed"):
+    workdir_lib.claim(str(folder), other)
+  assert workdir_lib.load_config(str(folder)) == config
 
 
 def test_a_refused_resumption_leaves_the_run(folder, config):

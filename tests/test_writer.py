@@ -362,6 +362,7 @@ def test_a_corpus_without_any_document_is_an_error(tmp_path):
   (tmp_path / "a.jsonl").write_bytes(b"{}")
   with pytest.raises(UserError, match="no document.*1 skipped"):
     _write(_config(tmp_path, on_error="skip"))
+  assert os.listdir(tmp_path) == ["a.jsonl"]
 
 
 def test_a_bad_glob_writes_nothing(tmp_path):

@@ -1,7 +1,6 @@
 """Whose a folder is: which corpus's store lies there, finished or begun."""
 
 import contextlib
-import dataclasses
 import fcntl
 import json
 import os
@@ -9,28 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from poison_jax import vocabulary as vocabulary_lib
-from poison_jax.config import Config, CorpusConfig
+from poison_jax.config import Config
 from poison_jax.corpora import sources
 from poison_jax.corpora.documents import Files
 from poison_jax.data import manifest as manifest_lib
 from poison_jax.data.folder import Folder
 from poison_jax.errors import UserError
-
-# What each kind of corpus reads of its configuration.
-_MEANING = {
-  "stories": ("stories", "stories_seed", "tags", "tag_share"),
-  "files": ("files", "text_field"),
-  "tfds": ("tfds_name", "split", "text_field"),
-}
-_USER_MEANING = ("module", "split")
-_COMMON_MEANING = ("task", "held_out", "prefix_documents", "prompt_documents")
-
-
-def corpus_meaning(corpus: CorpusConfig) -> dict[str, Any]:
-  """Returns the fields that decide what a store holds."""
-  fields = json.loads(json.dumps(dataclasses.asdict(corpus)))
-  names = _COMMON_MEANING + _MEANING.get(corpus.task, _USER_MEANING)
-  return {name: fields[name] for name in names}
 
 
 def finished_manifest(config: Config, folder: Folder) -> dict[str, Any] | None:
@@ -38,7 +21,9 @@ def finished_manifest(config: Config, folder: Folder) -> dict[str, Any] | None:
   manifest = manifest_lib.read_manifest(folder)
   if manifest is None:
     return None
-  _check_corpus(config, folder, manifest["corpus"], "finished")
+  manifest_lib.check_corpus(
+    folder.path, manifest["corpus"], config.corpus, state="finished"
+  )
   manifest_lib.check_vocabulary(
     folder.path, manifest["vocabulary"], config.vocabulary
   )
@@ -77,7 +62,7 @@ def description(config: Config) -> dict[str, Any]:
   source = sources.make_source(config, vocabulary_lib.ByteVocabulary())
   return {
     "format": manifest_lib.FORMAT,
-    "corpus": corpus_meaning(config.corpus),
+    "corpus": manifest_lib.corpus_meaning(config.corpus),
     "vocabulary": _vocabulary_meaning(config),
     "shards": [list(pair) for pair in source.sizes()],
     "splittable": source.splittable,
@@ -107,7 +92,9 @@ def refuse_other_content(
         f"(it has {others[0]}); name another folder"
       )
     return
-  _check_corpus(config, folder, there["corpus"], "unfinished")
+  manifest_lib.check_corpus(
+    folder.path, there["corpus"], config.corpus, state="unfinished"
+  )
   if there["vocabulary"] != started["vocabulary"]:
     raise UserError(
       f"{folder.path} holds an unfinished store of the vocabulary "
@@ -151,21 +138,3 @@ def _vocabulary_meaning(config: Config) -> dict[str, Any] | None:
   if sources.is_user_task(config):
     return None
   return manifest_lib.vocabulary_meaning(config.vocabulary)
-
-
-def _check_corpus(
-  config: Config, folder: Folder, stored: dict[str, Any], state: str
-) -> None:
-  wanted = corpus_meaning(config.corpus)
-  if stored == wanted:
-    return
-  changes = [
-    f"{name} (there {stored.get(name)!r}, now {wanted.get(name)!r})"
-    for name in sorted(stored.keys() | wanted.keys())
-    if stored.get(name) != wanted.get(name)
-  ]
-  raise UserError(
-    f"{folder.path} holds the {state} store of another config.corpus: "
-    f"{', '.join(changes)}; delete the folder or set another "
-    "config.corpus.store"
-  )

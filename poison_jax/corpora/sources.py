@@ -49,7 +49,9 @@ def make_vocabulary(
   say("training the vocabulary")
   texts = list(_training_texts(config))
   vocabulary = vocabulary_lib.train_sentencepiece(texts, config.vocabulary)
-  lost = vocabulary.unknown_characters(texts)
+  lost = vocabulary.unknown_characters(
+    texts, single_pieces=config.vocabulary.single_pieces
+  )
   if lost:
     say(
       f"the vocabulary lacks {len(lost):,} rare characters, "

@@ -151,6 +151,7 @@ def _manifest(
     (collections.Counter(r.skipped) for r in records), collections.Counter()
   )
   if not any(splits.values()):
+    _remove_all(folder)
     raise UserError(
       f"config.corpus: no document in the corpus ({skipped.total()} skipped)"
     )
@@ -209,5 +210,9 @@ def _write_texts(
 def _remove_if_nothing_finished(folder: Folder) -> None:
   """Leaves no trace of an attempt that finished no block."""
   if not any(name.startswith("blocks/") for name in folder.names()):
-    for name in ("tokens", "documents", "vocabulary", "started.json"):
-      folder.delete(name)
+    _remove_all(folder)
+
+
+def _remove_all(folder: Folder) -> None:
+  for name in ("blocks", "tokens", "documents", "vocabulary", "started.json"):
+    folder.delete(name)

@@ -9,12 +9,21 @@ from typing import Any
 import numpy as np
 
 from poison_jax import vocabulary as vocabulary_lib
-from poison_jax.config import VocabularyConfig
+from poison_jax.config import CorpusConfig, VocabularyConfig
 from poison_jax.data.folder import Folder
 from poison_jax.errors import UserError
 
 FORMAT = 1
 SPLITS = ("train", "held_out")
+
+# What each kind of corpus reads of its configuration.
+_MEANING = {
+  "stories": ("stories", "stories_seed", "tags", "tag_share"),
+  "files": ("files", "text_field"),
+  "tfds": ("tfds_name", "split", "text_field"),
+}
+_USER_MEANING = ("module", "split")
+_COMMON_MEANING = ("task", "held_out", "prefix_documents", "prompt_documents")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +62,39 @@ def read_manifest(folder: Folder) -> dict[str, Any] | None:
       f"reads format {FORMAT}; prepare it again"
     )
   return manifest
+
+
+def corpus_meaning(corpus: CorpusConfig) -> dict[str, Any]:
+  """Returns the fields that decide what a store holds."""
+  fields = json.loads(json.dumps(dataclasses.asdict(corpus)))
+  names = _COMMON_MEANING + _MEANING.get(corpus.task, _USER_MEANING)
+  return {name: fields[name] for name in names}
+
+
+def check_corpus(
+  path: str, stored: dict[str, Any], wanted: CorpusConfig, *, state: str
+) -> None:
+  """Raises UserError where a store is not of the corpus wanted.
+
+  Args:
+    path: the store, for the message.
+    stored: `corpus_meaning` when it was begun.
+    wanted: what the configuration says now.
+    state: of the store, for the message: "finished" or "unfinished".
+  """
+  now = corpus_meaning(wanted)
+  if stored == now:
+    return
+  changes = [
+    f"{name} (there {stored.get(name)!r}, now {now.get(name)!r})"
+    for name in sorted(stored.keys() | now.keys())
+    if stored.get(name) != now.get(name)
+  ]
+  raise UserError(
+    f"{path} holds the {state} store of another config.corpus: "
+    f"{', '.join(changes)}; delete the folder or set another "
+    "config.corpus.store"
+  )
 
 
 def check_vocabulary(

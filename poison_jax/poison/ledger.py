@@ -96,10 +96,14 @@ def write_ledger(
     with fsspec.open(path, "wb") as file:
       pq.write_table(table, file)
     return table
-  with open(f"{path}.part", "wb") as file:
-    pq.write_table(table, file)
-    file.flush()
-    os.fsync(file.fileno())
+  try:
+    with open(f"{path}.part", "wb") as file:
+      pq.write_table(table, file)
+      file.flush()
+      os.fsync(file.fileno())
+  except OSError as error:
+    error.filename = path  # A full disk's error names no file.
+    raise
   os.replace(f"{path}.part", path)
   return table
 

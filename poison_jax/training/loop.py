@@ -20,7 +20,7 @@ from poison_jax.training import workdir as workdir_lib
 from poison_jax.training.checkpoints import Checkpoints, Meta, Restored
 from poison_jax.training.clock import Clock, in_words
 from poison_jax.training.progress import Progress
-from poison_jax.training.record import Record
+from poison_jax.training.record import METRICS, Record
 from poison_jax.training.run import Run
 from poison_jax.training.saving import CheckpointWriter
 from poison_jax.training.step import TrainState
@@ -56,6 +56,11 @@ def train(config: Config | None, workdir: str, *, profile: int) -> None:
     run_lib.prepare_missing_store(config, workdir, stop)
     run = run_lib.plan_run(config)
     mesh = mesh_lib.make_mesh(config.runtime.mesh, batch=config.train.batch)
+    mesh_lib.check_batch(  # Before the ledger: a refused run leaves nothing.
+      config.train.batch,
+      rows=mesh.shape["data"] * mesh.shape["fsdp"],
+      micro_batches=config.train.micro_batches,
+    )
     evaluator = Evaluator(
       run.decoder, config, run.store, run.mixture.attack, mesh
     )
@@ -82,6 +87,8 @@ def _train(
       run.decoder, optimizer, config.seed_for("init"), mesh
     )
     start, unwritten = 0, {"train/poison_tokens_seen": 0}
+    if os.path.exists(os.path.join(workdir, METRICS)):
+      print(f"{workdir} has no checkpoint: starting over at step 0", flush=True)
   else:
     state = restored.state
     start, unwritten = restored.meta.step, restored.meta.unwritten

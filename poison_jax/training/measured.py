@@ -35,6 +35,8 @@ def make_prompts(
     excerpts, documents = read_prompts(
       file, vocabulary, longest=run.config.train.length
     )
+  for trigger in triggers:
+    _check_trigger(trigger, vocabulary, longest=run.config.train.length)
   count = len(excerpts)
   kinds = {
     trigger: (trigger,) for trigger in triggers or [run.config.poison.trigger]
@@ -51,6 +53,15 @@ def make_prompts(
       for name, strings in kinds.items()
     },
   )
+
+
+def _check_trigger(trigger: str, vocabulary, *, longest: int) -> None:
+  size = len(vocabulary.encode(trigger))
+  if not 0 < size <= longest:
+    raise UserError(
+      f"--trigger={trigger[:40]!r} has {size} tokens; it must have at least "
+      f"one and at most a row of the run's training, {longest}"
+    )
 
 
 def read_prompts(

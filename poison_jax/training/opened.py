@@ -43,7 +43,8 @@ class Opened:
       steps: "last", "all", or numbers joined by commas.
 
     Raises:
-      UserError: not such a text, or a step of which there is no checkpoint.
+      UserError: not such a text, or a step of which there is no checkpoint, or
+        the store is not the one that the run was trained on.
       CheckFailed: a step asked for by number is damaged, or all are.
     """
     if steps == "last":
@@ -69,9 +70,16 @@ class Opened:
       self._load(None)  # Says which error it is.
 
   def _load(self, step: int | None):
-    return load_params(
+    found = load_params(
       self.run, self.workdir, self.mesh, step=step, say=self.say
     )
+    if found.meta.store_hash != self.run.store.hash:
+      raise UserError(
+        f"the token store {self.run.store.path} has hash "
+        f"{self.run.store.hash}; the run in {self.workdir} was trained on "
+        f"{found.meta.store_hash}: name that one with --store"
+      )
+    return found
 
 
 def open_run(

@@ -14,6 +14,8 @@ from poison_jax.training.clock import Clock
 from poison_jax.training.metrics import JsonLines
 from poison_jax.training.progress import Progress
 
+METRICS = "metrics.jsonl"
+
 _WATCHED = ("train/loss", "train/parameter_norm")
 
 Metrics = Mapping[str, Any]
@@ -42,7 +44,7 @@ class Record:
     self._progress = progress
     self._lines, self._generations = (
       JsonLines(os.path.join(workdir, name), resume_at=resume_at)
-      for name in ("metrics.jsonl", "generations.jsonl")
+      for name in (METRICS, "generations.jsonl")
     )
     self._watched: list[tuple[int, list[Any]]] = []
     self._held: tuple[int, Metrics] | None = None

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from poison_jax import config as config_lib
 from poison_jax.config import Config, RuntimeConfig
 from poison_jax.data.folder import Folder
-from poison_jax.data.manifest import read_manifest
+from poison_jax.data.manifest import check_corpus, read_manifest
 from poison_jax.data.mixture import Mixture, make_mixture
 from poison_jax.data.store import TokenStore, open_store
 from poison_jax.errors import CheckFailed, Stopped, UserError
@@ -22,6 +22,7 @@ from poison_jax.evaluation import prompts
 from poison_jax.model import counts
 from poison_jax.model.decoder import Decoder
 from poison_jax.poison import ledger
+from poison_jax.training.checkpoints import Checkpoints
 from poison_jax.training.stop import StopSignals
 
 
@@ -94,7 +95,8 @@ def write_or_check_ledger(run: Run, workdir: str) -> None:
 
   Raises:
     UserError: the token store is not the one that the run began with.
-    CheckFailed: the ledger is damaged, or not what the run would do now.
+    CheckFailed: the ledger is damaged, or not what the run would do now, or
+      missing in a run that has trained.
   """
   path = os.path.join(workdir, ledger.FILE)
   metadata = {
@@ -105,6 +107,11 @@ def write_or_check_ledger(run: Run, workdir: str) -> None:
   }
   placements = run.mixture.placements
   if not os.path.exists(path):
+    if Checkpoints(workdir).steps():
+      raise CheckFailed(
+        f"{path} is missing, though the run has checkpoints: a ledger written "
+        "now would prove nothing of what they were trained on"
+      )
     ledger.write_ledger(path, placements, metadata=metadata)
     return
   written = ledger.read_ledger(path)
@@ -176,12 +183,14 @@ def prepare_missing_store(
   A process of its own, so that TensorFlow never enters the one that trains.
 
   Raises:
-    UserError: what `prepare` says, or the store is missing and in a bucket, or
-      several processes share the run.
+    UserError: what `prepare` says, or the store there is of another corpus, or
+      it is missing and in a bucket, or several processes share the run.
     Stopped: a signal came while it ran.
   """
   path = config.corpus.store
-  if read_manifest(Folder(path)) is not None:
+  manifest = read_manifest(Folder(path))
+  if manifest is not None:
+    check_corpus(path, manifest["corpus"], config.corpus, state="finished")
     return
   if "://" in path or jax.process_count() > 1:
     raise UserError(

@@ -109,12 +109,20 @@ class CheckpointWriter:
     except Exception as error:
       # asyncio logs each array's own failure, one by one, at exit.
       logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-      why = f"{type(error).__name__}: {checkpoints_lib.first_line(error)}"
+      why = _reason(error)
       raise UserError(
         f"checkpoint of step {self._saving} can't be written to "
         f"{self._folder} ({why}); "
         f"{self.last_good_in_words()}"
       ) from error
+
+
+def _reason(error: Exception) -> str:
+  """Returns why a write failed; TensorStore says it last, after long paths."""
+  for words in ("No space left on device", "Disk quota exceeded"):
+    if words in str(error):
+      return words
+  return f"{type(error).__name__}: {checkpoints_lib.first_line(error)}"
 
 
 @dataclasses.dataclass(frozen=True)

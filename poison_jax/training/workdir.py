@@ -17,6 +17,7 @@ from poison_jax.errors import UserError
 FORMAT = 1
 CONFIG = "config.json"
 LEDGER = "ledger.parquet"  # Written before step 0: the run has begun.
+_CHECKPOINTS = "checkpoints"
 _LOCK = ".lock"
 
 
@@ -25,8 +26,8 @@ def locked(workdir: str) -> Iterator[None]:
   """Makes `workdir` and holds it against other processes.
 
   The lock is the kernel's, so it ends with the process however that dies.
-  Where a UserError ends the context before the run has begun (it has no
-  ledger), what was made is removed again.
+  Where an error of the user's input or of the disk ends the context before the
+  run has begun (it has no ledger), what was made is removed again.
 
   Raises:
     UserError: another process holds it.
@@ -53,7 +54,7 @@ def locked(workdir: str) -> Iterator[None]:
     file.flush()
     try:
       yield
-    except UserError:
+    except (UserError, OSError):
       if not _has_begun(workdir):
         _remove(workdir)
       raise
@@ -123,12 +124,16 @@ def _is_run(workdir: str) -> bool:
 
 
 def _has_begun(workdir: str) -> bool:
-  return os.path.exists(os.path.join(workdir, LEDGER))
+  # A run that lost its ledger is a damaged run, not a new one.
+  return any(
+    os.path.exists(os.path.join(workdir, name))
+    for name in (LEDGER, _CHECKPOINTS)
+  )
 
 
 def _remove(workdir: str) -> None:
   """Removes what `locked` and `claim` made; other files stay."""
-  for name in (CONFIG, _LOCK):
+  for name in (CONFIG, f"{CONFIG}.part", f"{LEDGER}.part", _LOCK):
     with contextlib.suppress(FileNotFoundError):
       os.remove(os.path.join(workdir, name))
   with contextlib.suppress(OSError):
@@ -137,18 +142,22 @@ def _remove(workdir: str) -> None:
 
 def _write_config(workdir: str, config: Config) -> None:
   path = os.path.join(workdir, CONFIG)
-  with open(f"{path}.part", "w", encoding="utf-8") as file:
-    json.dump(
-      {
-        "format": FORMAT,
-        "config": config_lib.to_dict(config),
-        "config_hash": config_lib.config_hash(config),
-        "code_version": version.code_version(),
-      },
-      file,
-      indent=2,
-    )
-    file.write("\n")
-    file.flush()
-    os.fsync(file.fileno())
+  try:
+    with open(f"{path}.part", "w", encoding="utf-8") as file:
+      json.dump(
+        {
+          "format": FORMAT,
+          "config": config_lib.to_dict(config),
+          "config_hash": config_lib.config_hash(config),
+          "code_version": version.code_version(),
+        },
+        file,
+        indent=2,
+      )
+      file.write("\n")
+      file.flush()
+      os.fsync(file.fileno())
+  except OSError as error:
+    error.filename = path  # A full disk's error names no file.
+    raise
   os.replace(f"{path}.part", path)

@@ -3,6 +3,7 @@
 import collections
 import io
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -57,11 +58,21 @@ class SentencePieceVocabulary(Vocabulary):
   def decode(self, ids: Iterable[int]) -> str:
     return self._processor.decode(np.asarray(ids, np.int64).tolist())
 
-  def unknown_characters(self, texts: Iterable[str]) -> collections.Counter:
-    """Returns the texts' characters that encode to unknown, with counts."""
+  def unknown_characters(
+    self, texts: Iterable[str], *, single_pieces: Sequence[str]
+  ) -> collections.Counter:
+    """Returns the texts' characters that encode to unknown, with counts.
+
+    Args:
+      texts: the texts.
+      single_pieces: strings that are a piece each: their characters count only
+        where they stand elsewhere.
+    """
+    longest_first = sorted(single_pieces, key=len, reverse=True)
+    pieces = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
     counts = collections.Counter()
     for text in texts:
-      counts.update(text)
+      counts.update(pieces.sub("", text))
     unknown = self._processor.unk_id()
     return collections.Counter(
       {c: n for c, n in counts.items() if unknown in self.encode(c)}
