@@ -1,9 +1,12 @@
 """Next-token losses, without all logits in float32 at once where asked for."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
-from poison_jax.model.decoder import Decoder, Params, logits
+from poison_jax.model.decoder import Decoder, Params
+from poison_jax.model.products import contract_first, product
 
 
 def next_token_losses(
@@ -27,24 +30,47 @@ def next_token_losses(
   The last column, which has no target, is 0.
   """
   variables = {"params": params}
-  hidden_BLD = decoder.apply(variables, tokens_BL)
+  x_DBL = decoder.apply(variables, tokens_BL, method=Decoder.features)
   unembedding_VD = decoder.apply(variables, method=Decoder.unembedding)
   targets_BL = jnp.roll(tokens_BL, -1, axis=1)
   if chunk == 0:
-    losses_BL = _losses(hidden_BLD, unembedding_VD, targets_BL, z_loss)
+    losses_BL = _losses(unembedding_VD, x_DBL, targets_BL, z_loss)
   else:
-    losses_BL = _chunked(hidden_BLD, unembedding_VD, targets_BL, z_loss, chunk)
+    losses_BL = _chunked(unembedding_VD, x_DBL, targets_BL, z_loss, chunk)
   return losses_BL.at[:, -1].set(0.0)
 
 
-def _losses(hidden_BLD, unembedding_VD, targets_BL, z_loss):
-  logits_BLV = logits(hidden_BLD, unembedding_VD)
-  normaliser_BL = jax.nn.logsumexp(logits_BLV, axis=-1)
-  chosen_BL = jnp.take_along_axis(logits_BLV, targets_BL[..., None], axis=-1)
-  return normaliser_BL - chosen_BL[..., 0] + z_loss * normaliser_BL**2
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _losses(unembedding_VD, x_DBL, targets_BL, z_loss):
+  return _forward(unembedding_VD, x_DBL, targets_BL, z_loss)[0]
 
 
-def _chunked(hidden_BLD, unembedding_VD, targets_BL, z_loss, chunk):
+def _forward(unembedding_VD, x_DBL, targets_BL, z_loss):
+  low_VD = unembedding_VD.astype(x_DBL.dtype)
+  logits_VBL = product(low_VD, x_DBL, (((1,), (0,)), ((), ())))
+  normaliser_BL = jax.nn.logsumexp(logits_VBL, axis=0)
+  chosen_BL = jnp.take_along_axis(logits_VBL, targets_BL[None], axis=0)[0]
+  losses_BL = normaliser_BL - chosen_BL + z_loss * normaliser_BL**2
+  return losses_BL, (low_VD, x_DBL, targets_BL, logits_VBL, normaliser_BL)
+
+
+def _backward(z_loss, kept, gradient_BL):
+  """By a logit: p (1 + 2 z log-normaliser) - 1 where it is the target's."""
+  low_VD, x_DBL, targets_BL, logits_VBL, normaliser_BL = kept
+  share_BL = gradient_BL * (1 + 2 * z_loss * normaliser_BL)
+  chosen_VBL = jnp.arange(low_VD.shape[0])[:, None, None] == targets_BL
+  slope_VBL = jnp.exp(logits_VBL - normaliser_BL) * share_BL
+  slope_VBL = jnp.where(chosen_VBL, slope_VBL - gradient_BL, slope_VBL)
+  slope_VBL = slope_VBL.astype(x_DBL.dtype)
+  unembedding_VD = product(slope_VBL, x_DBL, (((1, 2), (1, 2)), ((), ())))
+  x_gradient_DBL = contract_first(low_VD, slope_VBL, batch=0)
+  return unembedding_VD, x_gradient_DBL.astype(x_DBL.dtype), None
+
+
+_losses.defvjp(_forward, _backward)
+
+
+def _chunked(unembedding_VD, x_DBL, targets_BL, z_loss, chunk):
   """Cuts columns, not rows, so that each device works on its own rows."""
   batch, length = targets_BL.shape
   columns = min(length, max(1, chunk // batch))
@@ -52,13 +78,13 @@ def _chunked(hidden_BLD, unembedding_VD, targets_BL, z_loss, chunk):
   padding = pieces * columns - length
 
   def cut(x):
-    x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
-    return x.reshape(batch, pieces, columns, *x.shape[2:]).swapaxes(0, 1)
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)])
+    return jnp.moveaxis(x.reshape(*x.shape[:-1], pieces, columns), -2, 0)
 
   @jax.checkpoint
   def one(piece):
-    hidden, targets = piece
-    return _losses(hidden, unembedding_VD, targets, z_loss)
+    x, targets = piece
+    return _losses(unembedding_VD, x, targets, z_loss)
 
-  losses = jax.lax.map(one, (cut(hidden_BLD), cut(targets_BL)))
-  return losses.swapaxes(0, 1).reshape(batch, -1)[:, :length]
+  losses = jax.lax.map(one, (cut(x_DBL), cut(targets_BL)))
+  return jnp.moveaxis(losses, 0, 1).reshape(batch, -1)[:, :length]
