@@ -1,8 +1,9 @@
 """Causal attention with grouped-query heads, in a pass and with a cache.
 
-Letters as in `poison_jax.model.decoder`. Scores lie with the keys in front
-(SRL), so that the softmax goes along the first axis, tokens side by side; its
-statistics are float32 whatever the inputs' dtype.
+Letters as in `poison_jax.model.decoder`; M is the queries of all heads that
+share a key head. Scores lie with the keys in front (SM), so that the softmax
+goes along the first axis, queries side by side; its statistics are float32
+whatever the inputs' dtype.
 """
 
 import functools
@@ -43,53 +44,42 @@ def _forward(queries_GRKBL, keys_GKBL, values_GKBL):
   k_GBKL, v_GBKL = keys_GKBL.swapaxes(1, 2), values_GKBL.swapaxes(1, 2)
   mixed, kept = [], []
   for start, end in _blocks(k_GBKL.shape[-1]):
-    scores_GBSRL = contract_first(
-      k_GBKL[..., :end], q_GBKRL[..., start:end], batch=2
-    )
-    scores_GBSRL += _causal_bias(start, end)[:, None]
-    most = jnp.max(scores_GBSRL, axis=2, keepdims=True)
-    weights_GBSRL = jnp.exp(scores_GBSRL - most)
-    scale = 1 / jnp.sum(weights_GBSRL, axis=2, keepdims=True)
-    weights_GBSRL = weights_GBSRL.astype(q_GBKRL.dtype)
+    part_GBKM = _cut(q_GBKRL, start, end)
+    scores_GBSM = contract_first(k_GBKL[..., :end], part_GBKM, batch=2)
+    scores_GBSM += _causal_bias(start, end, q_GBKRL.shape[3])
+    most = jnp.max(scores_GBSM, axis=2, keepdims=True)
+    weights_GBSM = jnp.exp(scores_GBSM - most)
+    scale = 1 / jnp.sum(weights_GBSM, axis=2, keepdims=True)
+    weights_GBSM = weights_GBSM.astype(q_GBKRL.dtype)
     # Dividing the mixture, not the weights, touches K numbers, not S.
-    mixed.append(_mix(v_GBKL[..., :end], weights_GBSRL) * scale)
-    kept.append((weights_GBSRL, scale))
-  mixed_GBKRL = jnp.concatenate(mixed, axis=-1).astype(q_GBKRL.dtype)
-  residuals = (q_GBKRL, k_GBKL, v_GBKL, mixed_GBKRL, kept)
-  return mixed_GBKRL.transpose(0, 3, 2, 1, 4), residuals
+    mixed_GBKM = _mix(v_GBKL[..., :end], weights_GBSM) * scale
+    mixed.append(mixed_GBKM.astype(q_GBKRL.dtype))
+    kept.append((part_GBKM, mixed[-1], weights_GBSM, scale))
+  return _join(mixed, q_GBKRL.shape), (k_GBKL, v_GBKL, kept)
 
 
 def _backward(residuals, gradient_GRKBL):
   """The softmax's gradient is w (g - sum w g), and sum w g = mixed . g."""
-  q_GBKRL, k_GBKL, v_GBKL, mixed_GBKRL, kept = residuals
-  dtype, length = q_GBKRL.dtype, k_GBKL.shape[-1]
+  k_GBKL, v_GBKL, kept = residuals
+  dtype, length = k_GBKL.dtype, k_GBKL.shape[-1]
   gradient_GBKRL = gradient_GRKBL.transpose(0, 3, 2, 1, 4)
-  scaled_GBKRL = gradient_GBKRL.astype(jnp.float32) * jnp.concatenate(
-    [scale for _, scale in kept], axis=-1
-  )
-  mean = jnp.sum(
-    mixed_GBKRL.astype(jnp.float32) * scaled_GBKRL, axis=2, keepdims=True
-  )
-  scaled_GBKRL = scaled_GBKRL.astype(dtype)
   queries, keys, values = [], [], []
-  for (start, end), (weights_GBSRL, _) in zip(
+  for (start, end), (part_GBKM, mixed_GBKM, weights_GBSM, scale) in zip(
     _blocks(length), kept, strict=True
   ):
-    part_GBKRL = scaled_GBKRL[..., start:end]
-    scores_GBSRL = contract_first(v_GBKL[..., :end], part_GBKRL, batch=2)
-    scores_GBSRL = weights_GBSRL.astype(jnp.float32) * (
-      scores_GBSRL - mean[..., start:end]
-    )
-    scores_GBSRL = scores_GBSRL.astype(dtype)
-    queries.append(_mix(k_GBKL[..., :end], scores_GBSRL))
-    keys.append(_over_queries(scores_GBSRL, q_GBKRL[..., start:end]))
-    values.append(_over_queries(weights_GBSRL, part_GBKRL))
-  gradients = (
-    jnp.concatenate(queries, axis=-1).transpose(0, 3, 2, 1, 4),
-    _sum_of_prefixes(keys, length).transpose(0, 3, 1, 2),
-    _sum_of_prefixes(values, length).transpose(0, 3, 1, 2),
+    scaled_GBKM = _cut(gradient_GBKRL, start, end).astype(jnp.float32) * scale
+    mean = jnp.sum(mixed_GBKM * scaled_GBKM, axis=2, keepdims=True)
+    scaled_GBKM = scaled_GBKM.astype(dtype)
+    slopes_GBSM = contract_first(v_GBKL[..., :end], scaled_GBKM, batch=2)
+    slopes_GBSM = (weights_GBSM * (slopes_GBSM - mean)).astype(dtype)
+    queries.append(_mix(k_GBKL[..., :end], slopes_GBSM).astype(dtype))
+    keys.append(_over_queries(slopes_GBSM, part_GBKM))
+    values.append(_over_queries(weights_GBSM, scaled_GBKM))
+  return (
+    _join(queries, gradient_GBKRL.shape),
+    _sum_of_prefixes(keys, length).transpose(0, 3, 1, 2).astype(dtype),
+    _sum_of_prefixes(values, length).transpose(0, 3, 1, 2).astype(dtype),
   )
-  return jax.tree.map(lambda g: g.astype(dtype), gradients)
 
 
 causal_attention.defvjp(_forward, _backward)
@@ -100,27 +90,37 @@ def _blocks(length: int) -> list[tuple[int, int]]:
   return [(i, min(i + block, length)) for i in range(0, length, block)]
 
 
+def _cut(x_GBKRL, start: int, end: int):
+  """Returns a block's queries of all R heads as one axis, M."""
+  return x_GBKRL[..., start:end].reshape(*x_GBKRL.shape[:3], -1)
+
+
+def _join(parts_GBKM: list[jax.Array], shape: tuple[int, ...]) -> jax.Array:
+  """Undoes `_cut` over all blocks: GRKBL."""
+  parts = [part.reshape(*shape[:4], -1) for part in parts_GBKM]
+  return jnp.concatenate(parts, axis=-1).transpose(0, 3, 2, 1, 4)
+
+
 @functools.cache
-def _causal_bias(start: int, end: int) -> np.ndarray:
-  """Returns what to add to the scores of these queries, float32 SL.
+def _causal_bias(start: int, end: int, shared: int) -> np.ndarray:
+  """Returns what to add to these queries' scores, float32 SM.
 
   A constant: comparing positions inside the program took four times as long
   as the softmax's exponential.
   """
   before = np.arange(end)[:, None] <= np.arange(start, end)
-  return np.where(before, np.float32(0), np.float32(_MASKED))
+  bias = np.where(before, np.float32(0), np.float32(_MASKED))
+  return np.tile(bias, shared)
 
 
-def _mix(values_GBKS, weights_GBSRL):
-  """Sums over the slots: GBKRL."""
-  return product(values_GBKS, weights_GBSRL, (((3,), (2,)), ((0, 1), (0, 1))))
+def _mix(values_GBKS, weights_GBSM):
+  """Sums over the slots: GBKM."""
+  return product(values_GBKS, weights_GBSM, (((3,), (2,)), ((0, 1), (0, 1))))
 
 
-def _over_queries(weights_GBSRL, gradient_GBKRL):
+def _over_queries(weights_GBSM, parts_GBKM):
   """Sums over all queries of a group: GBSK."""
-  return product(
-    weights_GBSRL, gradient_GBKRL, (((3, 4), (3, 4)), ((0, 1), (0, 1)))
-  )
+  return product(weights_GBSM, parts_GBKM, (((3,), (3,)), ((0, 1), (0, 1))))
 
 
 def _sum_of_prefixes(parts_GBSK: list[jax.Array], length: int) -> jax.Array:

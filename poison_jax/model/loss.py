@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from poison_jax.model.decoder import Decoder, Params
-from poison_jax.model.products import contract_first, product
+from poison_jax.model.products import contract_first, over_tokens, product
 
 
 def next_token_losses(
@@ -62,7 +62,7 @@ def _backward(z_loss, kept, gradient_BL):
   slope_VBL = jnp.exp(logits_VBL - normaliser_BL) * share_BL
   slope_VBL = jnp.where(chosen_VBL, slope_VBL - gradient_BL, slope_VBL)
   slope_VBL = slope_VBL.astype(x_DBL.dtype)
-  unembedding_VD = product(slope_VBL, x_DBL, (((1, 2), (1, 2)), ((), ())))
+  unembedding_VD = over_tokens(slope_VBL, x_DBL)
   x_gradient_DBL = contract_first(low_VD, slope_VBL, batch=0)
   return unembedding_VD, x_gradient_DBL.astype(x_DBL.dtype), None
 

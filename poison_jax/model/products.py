@@ -38,13 +38,17 @@ def contract_first(a: jax.Array, b: jax.Array, *, batch: int) -> jax.Array:
   is turned.
   """
   axes = tuple(range(batch))
-  if a.dtype == jnp.bfloat16:
-    return product(
-      a.swapaxes(batch, batch + 1),
-      b,
-      (((batch + 1,), (batch,)), (axes, axes)),
-    )
-  return product(a, b, (((batch,), (batch,)), (axes, axes)))
+  turned = _as_it_lies(a.swapaxes(batch, batch + 1))
+  return product(turned, b, (((batch + 1,), (batch,)), (axes, axes)))
+
+
+def over_tokens(a_CBL: jax.Array, b_EBL: jax.Array) -> jax.Array:
+  """Returns the products' sums over all tokens, float32, CE.
+
+  With tokens as one axis: given two, the CPU compiler turns both arrays.
+  """
+  a, b = (x.reshape(x.shape[0], -1) for x in (a_CBL, b_EBL))
+  return product(a, b, (((1,), (1,)), ((), ())))
 
 
 @jax.custom_vjp
@@ -65,7 +69,7 @@ def _linear_forward(weights_DE, x_DBL):
 
 def _linear_backward(kept, gradient_EBL):
   low_DE, x_DBL = kept
-  weights_DE = product(x_DBL, gradient_EBL, (((1, 2), (1, 2)), ((), ())))
+  weights_DE = over_tokens(x_DBL, gradient_EBL)
   x_gradient_DBL = product(low_DE, gradient_EBL, (((1,), (0,)), ((), ())))
   return weights_DE, x_gradient_DBL.astype(x_DBL.dtype)
 
