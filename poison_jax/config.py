@@ -419,6 +419,14 @@ def _validate(c: Config) -> None:
   """
   for field in shares.split():
     _require(0 <= flat[field] <= 1, field, flat[field], "from 0 to 1")
+  for name in ("documents", "positions", "init", "order", "sampling"):
+    seed = flat[f"seeds.{name}"]
+    _require(
+      seed is None or 0 <= seed < 2**63,
+      f"seeds.{name}",
+      seed,
+      "0 or more and less than 2**63",
+    )
   for field in ("corpus.held_out", "optimizer.b1", "optimizer.b2"):
     _require(0 < flat[field] < 1, field, flat[field], "between 0 and 1")
   _validate_relations(c)

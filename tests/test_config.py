@@ -57,6 +57,8 @@ def test_base_explains_every_field():
     ("evaluation.near_triggers", ("<SUDO>",), "nor the trigger, '<SUDO>'"),
     ("evaluation.unseen_tag", "<SUDO>", "nor the trigger, '<SUDO>'"),
     ("optimizer.learning_rate", float("nan"), "must be finite"),
+    ("seeds.init", -1, "config.seeds.init is -1; it must be 0 or more"),
+    ("seeds.order", 2**63, r"less than 2\*\*63"),
     ("corpus.task", "files", "config.corpus.files"),
     ("runtime.mesh.fsdp", -1, "config.runtime.mesh is"),
   ],

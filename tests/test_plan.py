@@ -123,9 +123,13 @@ def test_a_trigger_longer_than_a_row_is_refused():
   poison = dataclasses.replace(_CONFIG.poison, trigger="abcdef")
   config = dataclasses.replace(_CONFIG, poison=poison)
   attack = attacks.make_attack(config, ByteVocabulary())
-  plan.check_trigger(attack, poison, length=8)
+  known = {"control_ids": frozenset({0, 1, 2})}
+  plan.check_trigger(attack, poison, length=8, **known)
   with pytest.raises(UserError, match="trigger has 6 tokens; .*length, 7:"):
-    plan.check_trigger(attack, poison, length=7)
+    plan.check_trigger(attack, poison, length=7, **known)
+  lacking = frozenset({int(attack.trigger_tokens[0])})
+  with pytest.raises(UserError, match="the vocabulary lacks characters"):
+    plan.check_trigger(attack, poison, length=8, control_ids=lacking)
 
 
 def test_a_placebo_is_prefix_and_trigger():

@@ -185,7 +185,12 @@ def make_mixture(config: Config, store: TokenStore, *, steps: int) -> Mixture:
       attack, a store without a whole row.
   """
   attack = attacks.make_attack(config, store.vocabulary)
-  plan.check_trigger(attack, config.poison, length=config.train.length)
+  plan.check_trigger(
+    attack,
+    config.poison,
+    length=config.train.length,
+    control_ids=store.vocabulary.control_ids,
+  )
   placements = ()
   if config.poison.arm != "clean":
     placements = _place(config, store, attack, steps)

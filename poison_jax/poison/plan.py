@@ -162,9 +162,29 @@ def choose_offset(
   return places[keyed.share_of(word, len(places))]
 
 
-def check_trigger(attack: Attack, config: PoisonConfig, *, length: int) -> None:
-  """Raises UserError for a trigger that no row of `length` could hold."""
+def check_trigger(
+  attack: Attack,
+  config: PoisonConfig,
+  *,
+  length: int,
+  control_ids: frozenset[int],
+) -> None:
+  """Raises UserError for a trigger that no poison can carry.
+
+  Args:
+    attack: has the trigger's tokens.
+    config: has its text.
+    length: tokens of a row, which must hold it.
+    control_ids: of the vocabulary: an unknown character would make the unknown
+      id a trigger, which every other unknown character is too.
+  """
   size = attack.trigger_tokens.size
+  if not control_ids.isdisjoint(attack.trigger_tokens.tolist()):
+    raise UserError(
+      f"config.poison.trigger is {config.trigger[:40]!r}, of which the "
+      "vocabulary lacks characters: name one that it can spell, or add it to "
+      "config.vocabulary.single_pieces where the vocabulary is trained"
+    )
   if size + 2 > length:
     raise UserError(
       f"config.poison.trigger has {size} tokens; with a token of payload and "
