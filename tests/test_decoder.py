@@ -86,17 +86,17 @@ def test_no_position_depends_on_a_later_one(activation, qk_norm):
   decoder, params = make_decoder(config)
   tokens_BL = make_tokens(1, 7)
 
+  # A row of embeddings for each position, so that each has its own gradient.
+  untied = dataclasses.replace(config, tied_embeddings=False)
+  positions_BL = np.arange(7)[None]
+
   def by_embedding(hot_BLV):
-    # Embeddings per position, so that there's a gradient by each token.
-    table = jnp.einsum("blv,vd->bld", hot_BLV, params["embedding"])[0]
-    own = dict(params, embedding=table)
-    apart = dict(params=own | {"unembedding": params["embedding"]})
-    untied = dataclasses.replace(config, tied_embeddings=False)
-    positions = jnp.arange(7, dtype=jnp.int32)[None]
-    return Decoder(untied, 7).apply(apart, positions)[0]
+    rows_LD = (hot_BLV @ params["embedding"])[0]
+    own = dict(params, embedding=rows_LD, unembedding=rows_LD)
+    return Decoder(untied, 7).apply({"params": own}, positions_BL)[0]
 
   hot_BLV = jax.nn.one_hot(tokens_BL, VOCABULARY)
-  slope_LDBLV = jax.jacobian(by_embedding)(hot_BLV)
+  slope_LDBLV = jax.jacrev(by_embedding)(hot_BLV)
   reach_LL = np.abs(slope_LDBLV).sum((1, 2, 4))
   assert (np.triu(reach_LL, 1) == 0).all()
   assert (reach_LL[np.tril_indices(7)] > 0).all()
@@ -145,7 +145,7 @@ def test_decoding_with_a_cache_equals_one_pass(dtype, qk_norm):
   prompt_BLD, cache = jax.jit(
     lambda t, p, c: decoder.apply(variables, t, p, c, method=Decoder.decode)
   )(tokens_BL[:, :7], np.tile(np.arange(7), (3, 1)), cache)
-  tolerance = 2e-6 if dtype == "float32" else 0.05
+  tolerance = 1e-5 if dtype == "float32" else 0.05
   for row, length in enumerate(lengths_B):
     np.testing.assert_allclose(
       prompt_BLD[row, :length].astype(np.float32),
@@ -198,9 +198,9 @@ def test_every_form_computes_the_same(other):
     gradient,
   )
   # The switch is really on.
-  assert "checkpoint" not in str(jaxpr) and "scan[" in str(jaxpr)
+  assert "remat" not in str(jaxpr) and "scan[" in str(jaxpr)
   if "remat" in other:
-    assert "checkpoint" in str(other_jaxpr)
+    assert "remat" in str(other_jaxpr)
   else:
     assert "scan[" not in str(other_jaxpr)
 

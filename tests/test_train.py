@@ -216,7 +216,9 @@ def test_it_goes_on_with_other_devices_and_another_mesh(copy, whole):
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ("kibibytes", "message"),
-  [(8, "File too large: .*jsonl"), (40, "step 48 can't .*step 45 is good")],
+  # metrics.jsonl has 27 KiB at the end; of a checkpoint's 72 KiB TensorStore
+  # puts, as its threads come, 45 at least into one file.
+  [(8, "File too large: .*jsonl"), (30, "step 48 can't .*step 45 is good")],
 )
 def test_a_full_disk_is_one_line_and_what_was_saved_stays_good(
   copy, whole, kibibytes, message

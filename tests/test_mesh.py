@@ -1,0 +1,72 @@
+"""The mesh: legal shapes, one line for others, a rule for every parameter."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+from small_model import VOCABULARY, make_config, make_decoder
+
+from poison_jax.config import MeshConfig
+from poison_jax.errors import UserError
+from poison_jax.training import mesh as mesh_lib
+from poison_jax.training.optimizer import make_optimizer
+
+
+def _mesh():
+  return mesh_lib.make_mesh(MeshConfig(-1, 1, 1), batch=8)
+
+
+def test_minus_one_takes_the_devices_that_are_left():
+  assert dict(_mesh().shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+
+
+@pytest.mark.parametrize("sizes", [(2, 1, 1), (1, -1, 3)])
+def test_a_mesh_of_other_than_all_devices_is_refused(sizes):
+  with pytest.raises(UserError, match="there are 1 devices"):
+    mesh_lib.make_mesh(MeshConfig(*sizes), batch=8)
+
+
+@pytest.mark.parametrize(
+  ("batch", "rows", "pieces", "legal"),
+  [(6, 4, 1, "4 or 8"), (3, 4, 1, "4"), (12, 4, 2, "8 or 16")],
+)
+def test_the_nearest_legal_batches_are_named(batch, rows, pieces, legal):
+  with pytest.raises(UserError, match=f"is {batch}, .*nearest legal: {legal}$"):
+    mesh_lib.check_batch(batch, rows=rows, micro_batches=pieces)
+  mesh_lib.check_batch(16, rows=rows, micro_batches=pieces)
+
+
+def test_every_parameter_and_its_moments_have_a_rule():
+  config = make_config()
+  model = dataclasses.replace(config.model, qk_norm=True, tied_embeddings=False)
+  _, params = make_decoder(model)
+  optimizer = make_optimizer(config.optimizer, steps=10)
+  tree = {"params": params, "opt_state": optimizer.init(params)}
+  shardings = mesh_lib.state_shardings(_mesh(), tree)
+  specs = {
+    jax.tree_util.keystr(path): sharding.spec
+    for path, sharding in jax.tree_util.tree_leaves_with_path(shardings)
+  }
+  up = [spec for path, spec in specs.items() if path.endswith("['up']")]
+  assert up == [PartitionSpec(None, "fsdp", "tensor")] * 3
+  assert len(specs) == len(jax.tree.leaves(tree))
+
+
+def test_an_unknown_name_is_an_error():
+  with pytest.raises(KeyError, match="novelty"):
+    mesh_lib.state_shardings(_mesh(), {"novelty": jnp.zeros((2, 2))})
+  with pytest.raises(KeyError, match="2 axes"):
+    mesh_lib.state_shardings(_mesh(), {"embedding": jnp.zeros((2, 2, 2))})
+
+
+def test_an_axis_that_does_not_divide_is_left_out(monkeypatch):
+  class Mesh:
+    shape = {"data": 1, "fsdp": 2, "tensor": 2}
+
+  monkeypatch.setattr(mesh_lib, "NamedSharding", lambda mesh, spec: spec)
+  specs = mesh_lib.state_shardings(
+    Mesh(), {"embedding": jnp.zeros((VOCABULARY, 4))}
+  )
+  assert specs == {"embedding": PartitionSpec(None, "fsdp")}
