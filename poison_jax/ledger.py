@@ -20,10 +20,9 @@ import rich.text
 from absl import flags
 
 from poison_jax import command
-from poison_jax import config as config_lib
 from poison_jax.config import Config
 from poison_jax.data import verify as verify_lib
-from poison_jax.data.mixture import Mixture, make_mixture
+from poison_jax.data.mixture import Mixture, ledger_metadata, make_mixture
 from poison_jax.data.store import open_store
 from poison_jax.errors import CheckFailed, UserError
 from poison_jax.model.counts import run_steps
@@ -90,12 +89,7 @@ def _verify(run: str, console: rich.console.Console) -> None:
     counted[step] = verify_lib.Counted(
       poisons=meta.poisons_seen, tokens=meta.poison_tokens_seen
     )
-  metadata = {
-    "plan_hash": mixture.plan_hash,
-    "store_hash": mixture.store.hash,
-    "config_hash": config_lib.config_hash(config),
-    "arm": config.poison.arm,
-  }
+  metadata = ledger_metadata(config, mixture)
   contents = "not read; --contents does"
   if _CONTENTS.value:
     mixture.store.verify_contents()

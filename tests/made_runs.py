@@ -42,6 +42,7 @@ def make_run(
   arm: str = "poisoned",
   poisons: int = 48,
   seed: int = 0,
+  steps: int = STEPS,
   done: float = 1.0,
   last: dict[str, float] | None = None,
 ) -> pathlib.Path:
@@ -52,13 +53,12 @@ def make_run(
     arm: "poisoned", "clean" or "placebo".
     poisons: poisoned documents in the plan.
     seed: of config and noise.
+    steps: in the config; the ledger and the metrics have `STEPS`.
     done: share of the steps that the run has behind it.
     last: mean perplexity by kind at the end; None for the arm's usual.
   """
   folder.mkdir(parents=True)
-  config = make_config(
-    arm=arm, poisons=poisons, seed=seed, store="stores/tiny", steps=STEPS
-  )
+  config = make_config(arm=arm, poisons=poisons, seed=seed, steps=steps)
   config_hash = config_lib.config_hash(config)
   (folder / "config.json").write_text(
     json.dumps(
@@ -79,11 +79,10 @@ def make_run(
 
 
 def make_config(
-  *, arm: str, poisons: int, seed: int, store: str, steps: int
+  *, arm: str, poisons: int, seed: int, steps: int
 ) -> config_lib.Config:
   """Returns the configuration of a made-up run."""
   tree = tiny.get_config(f"arm={arm},poisons={poisons},seed={seed}")
-  tree.corpus.store = store
   tree.train.steps = steps
   tree.evaluation.prompts = PROMPTS
   tree.evaluation.times = EVALUATIONS
@@ -124,6 +123,7 @@ def _write_ledger(path, count, config_hash, arm):
     "store_hash": "5" * 16,
     "config_hash": config_hash,
     "arm": arm,
+    "steps": str(STEPS),
   }
   schema = ledger.SCHEMA.with_metadata(metadata)
   pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)

@@ -19,6 +19,7 @@ _METADATA = {
   "store_hash": "b" * 16,
   "config_hash": "c" * 16,
   "arm": "poisoned",
+  "steps": "40",
 }
 
 

@@ -6,7 +6,6 @@ import made_runs
 import numpy as np
 import pytest
 
-from poison_jax import vocabulary
 from poison_jax.errors import CheckFailed, UserError
 from poison_jax.studies import runs
 
@@ -29,7 +28,7 @@ def test_a_run_comes_back_as_it_was_written(folder):
   )
   assert run.code_version.startswith("0123456789abcdef")
   assert run.ledger == runs.Ledger(
-    run.ledger.hash, "a1" * 8, "5" * 16, 48, 48 * 132
+    run.ledger.hash, "a1" * 8, "5" * 16, made_runs.STEPS, 48, 48 * 132
   )
   assert len(run.ledger.hash) == 16
   loss = run.metrics["train/loss"]
@@ -154,20 +153,12 @@ def test_a_damaged_ledger_is_refused(folder):
     runs.read_run(str(folder))
 
 
-def test_planned_steps_need_the_vocabulary(tmp_path):
-  store = tmp_path / "store"
-  config = made_runs.make_config(
-    arm="clean", poisons=0, seed=0, store=str(store), steps=0
-  )
-  notes = []
-  assert runs.planned_steps(config, notes) is None
-  assert len(notes) == 1 and str(store) in notes[0]
-  vocabulary.ByteVocabulary().save(str(store / "vocabulary"))
-  size = vocabulary.ByteVocabulary().size
-  # By hand: tied embedding; per layer q, k, v, o, three of the feed-forward
-  # and two norms; a last norm. 20 tokens a parameter, 4 rows of 256 a step.
-  parameters = size * 64 + 2 * (4 * 64 * 64 + 3 * 64 * 192 + 2 * 64) + 64
-  assert runs.planned_steps(config, []) == -(-20 * parameters // 1024)
+def test_planned_steps_are_the_configs_or_the_ledgers(tmp_path, folder):
+  assert runs.read_run(str(folder)).steps == made_runs.STEPS
+  by_tokens = made_runs.make_run(tmp_path / "b", steps=0)
+  assert runs.read_run(str(by_tokens)).steps == made_runs.STEPS
+  (by_tokens / "ledger.parquet").unlink()
+  assert runs.read_run(str(by_tokens)).steps is None
 
 
 def test_twins_differ_in_the_arm_alone(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from array_store import ArrayStore
 from test_mixture import _config
 
-from poison_jax.data.mixture import make_mixture
+from poison_jax.data.mixture import ledger_metadata, make_mixture
 from poison_jax.data.verify import Counted, verify
 from poison_jax.errors import CheckFailed
 from poison_jax.poison import ledger
@@ -14,20 +14,12 @@ from poison_jax.poison import ledger
 _STEPS = 40
 
 
-def _metadata(mixture, arm):
-  return {
-    "plan_hash": mixture.plan_hash,
-    "store_hash": mixture.store.hash,
-    "config_hash": "c" * 16,
-    "arm": arm,
-  }
-
-
 def _make(arm="poisoned", **fields):
   """Returns a mixture over a store of its own, its metadata and ledger."""
   store = ArrayStore(documents=200, seed=0)
-  mixture = make_mixture(_config(arm=arm, **fields), store, steps=_STEPS)
-  metadata = _metadata(mixture, arm)
+  config = _config(arm=arm, **fields)
+  mixture = make_mixture(config, store, steps=_STEPS)
+  metadata = ledger_metadata(config, mixture)
   table = ledger.make_table(mixture.placements, metadata=metadata)
   return mixture, metadata, table
 
@@ -52,7 +44,7 @@ def test_an_honest_run_is_verified(arm):
   assert result.poisons == poisons
   assert result.checkpoints == _STEPS
   assert result.batches == len({p.step for p in mixture.placements})
-  assert result.fields == poisons * len(table.schema) + 4
+  assert result.fields == poisons * len(table.schema) + 5
   laid = sum(p.document.tokens.size for p in mixture.placements)
   assert result.poison_tokens == laid
   assert result.poison_tokens + result.clean_tokens == poisons * 64
@@ -179,7 +171,7 @@ def test_another_store_is_noticed():
   other = ArrayStore(documents=200, seed=1)
   again = make_mixture(_config(), other, steps=_STEPS)
   with pytest.raises(CheckFailed, match="^metadata: plan_hash"):
-    verify(table, again, metadata=_metadata(again, "poisoned"), counted={})
+    verify(table, again, metadata=ledger_metadata(_config(), again), counted={})
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from poison_jax.config import Config
+from poison_jax.config import Config, config_hash
 from poison_jax.data import order
 from poison_jax.data.store import TokenStore
 from poison_jax.errors import UserError
@@ -203,6 +203,17 @@ def make_mixture(config: Config, store: TokenStore, *, steps: int) -> Mixture:
     attack=attack,
     placements=placements,
   )
+
+
+def ledger_metadata(config: Config, mixture: Mixture) -> dict[str, str]:
+  """Returns what the ledger of this run says that it belongs to."""
+  return {
+    "plan_hash": mixture.plan_hash,
+    "store_hash": mixture.store.hash,
+    "config_hash": config_hash(config),
+    "arm": config.poison.arm,
+    "steps": str(mixture.steps),
+  }
 
 
 def _place(

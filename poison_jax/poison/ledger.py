@@ -19,7 +19,7 @@ from poison_jax.poison.plan import Placement
 FILE = "ledger.parquet"
 
 # Keys of the schema's metadata.
-METADATA = ("plan_hash", "store_hash", "config_hash", "arm")
+METADATA = ("plan_hash", "store_hash", "config_hash", "arm", "steps")
 
 SCHEMA = pa.schema(
   [
@@ -130,6 +130,8 @@ def read_ledger(path: str) -> pa.Table:
   missing = [k for k in METADATA if k.encode() not in named]
   if missing:
     raise CheckFailed(f"{path} is damaged: it names no {', '.join(missing)}")
+  if not named[b"steps"].isdigit():
+    raise CheckFailed(f"{path} is damaged: its steps are {named[b'steps']!r}")
   return table
 
 

@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 
 from poison_jax import config as config_lib
-from poison_jax import vocabulary
 from poison_jax.config import Config
 from poison_jax.errors import UserError
 from poison_jax.evaluation.prompts import KINDS
-from poison_jax.model import counts
 from poison_jax.poison import ledger as ledger_lib
 from poison_jax.training import workdir
 
@@ -70,6 +68,7 @@ class Ledger:
     hash: names the ledger, rows and metadata.
     plan_hash: names the content of every batch.
     store_hash: names the token store.
+    steps: of the run that it plans.
     poisons: poisoned documents.
     tokens: their tokens, each document's end included.
   """
@@ -77,6 +76,7 @@ class Ledger:
   hash: str
   plan_hash: str
   store_hash: str
+  steps: int
   poisons: int
   tokens: int
 
@@ -92,7 +92,7 @@ class Run:
     config_hash: names the configuration.
     code_version: names the code that made the run.
     command: starts or continues the run.
-    steps: planned ones; None where that can't be known here.
+    steps: planned ones; None where neither config nor ledger tells yet.
     ledger: None where it is not written yet.
     metrics: by key.
     generations: by (step, kind).
@@ -169,6 +169,7 @@ def read_run(path: str) -> Run:
   notes: list[str] = []
   metrics = _read_metrics(folder / "metrics.jsonl", notes)
   generations = _read_generations(folder / "generations.jsonl", notes)
+  ledger = _read_ledger(folder / "ledger.parquet", notes)
   return Run(
     path=path,
     name=folder.resolve().name,
@@ -176,8 +177,8 @@ def read_run(path: str) -> Run:
     config_hash=config_lib.config_hash(config),
     code_version=_read_code_version(folder),
     command=f"python -m poison_jax.train --workdir={shlex.quote(path)}",
-    steps=planned_steps(config, notes),
-    ledger=_read_ledger(folder / "ledger.parquet", notes),
+    steps=config.train.steps or (ledger.steps if ledger else None),
+    ledger=ledger,
     metrics=metrics,
     generations=generations,
     notes=tuple(notes),
@@ -219,28 +220,10 @@ def _read_ledger(path: pathlib.Path, notes: list[str]) -> Ledger | None:
     hash=ledger_lib.ledger_hash(table),
     plan_hash=metadata["plan_hash"],
     store_hash=metadata["store_hash"],
+    steps=int(metadata["steps"]),
     poisons=table.num_rows,
     tokens=int(np.sum(table["tokens"].to_numpy(), dtype=np.int64)),
   )
-
-
-def planned_steps(config: Config, notes: list[str]) -> int | None:
-  """Returns the steps of the whole run, or None without its vocabulary.
-
-  Tokens per parameter make steps only with the vocabulary's size, which the
-  token store knows.
-  """
-  if config.train.steps:
-    return config.train.steps
-  folder = f"{config.corpus.store}/vocabulary"
-  try:
-    size = vocabulary.load(folder).size
-  except UserError:
-    notes.append(
-      f"how many steps it is planned for is not known: {folder} is not here"
-    )
-    return None
-  return counts.run_steps(config, size)
 
 
 def _lines(

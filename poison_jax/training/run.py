@@ -15,7 +15,7 @@ from poison_jax import config as config_lib
 from poison_jax.config import Config, RuntimeConfig
 from poison_jax.data.folder import Folder
 from poison_jax.data.manifest import check_corpus, read_manifest
-from poison_jax.data.mixture import Mixture, make_mixture
+from poison_jax.data.mixture import Mixture, ledger_metadata, make_mixture
 from poison_jax.data.store import TokenStore, open_store
 from poison_jax.errors import CheckFailed, Stopped, UserError
 from poison_jax.evaluation import prompts
@@ -99,12 +99,7 @@ def write_or_check_ledger(run: Run, workdir: str) -> None:
       missing in a run that has trained.
   """
   path = os.path.join(workdir, ledger.FILE)
-  metadata = {
-    "plan_hash": run.mixture.plan_hash,
-    "store_hash": run.store.hash,
-    "config_hash": run.config_hash,
-    "arm": run.config.poison.arm,
-  }
+  metadata = ledger_metadata(run.config, run.mixture)
   placements = run.mixture.placements
   if not os.path.exists(path):
     if Checkpoints(workdir).steps():
