@@ -1,7 +1,10 @@
 """How the C library hands out memory to the compiled program on the CPU."""
 
 import ctypes
+import importlib.util
 import sys
+
+import jax
 
 # From glibc's malloc.h and Linux' mman.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -9,6 +12,17 @@ _MADV_HUGEPAGE = 14
 _HUGE_PAGE = 2 << 20
 # Address space, not memory: pages are taken when first written to.
 _REGION = 1 << 30
+
+
+def only_cpu() -> bool:
+  """Whether JAX can find no other device than the CPU, without looking.
+
+  It was told so (`JAX_PLATFORMS=cpu`), or it has no plugin for another one
+  (docs.jax.dev, "Installation": GPUs come as `jax_plugins`, TPUs as `libtpu`).
+  """
+  if jax.config.jax_platforms:
+    return jax.config.jax_platforms == "cpu"
+  return not any(map(importlib.util.find_spec, ("jax_plugins", "libtpu")))
 
 
 def keep_freed_memory() -> bool:

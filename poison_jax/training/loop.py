@@ -12,6 +12,7 @@ from poison_jax.data.batches import device_batches
 from poison_jax.errors import CheckFailed, NotFinite, Stopped, UserError
 from poison_jax.evaluation.evaluator import Evaluator
 from poison_jax.model import counts
+from poison_jax.training import host_memory
 from poison_jax.training import mesh as mesh_lib
 from poison_jax.training import optimizer as optimizer_lib
 from poison_jax.training import run as run_lib
@@ -50,6 +51,8 @@ def train(config: Config | None, workdir: str, *, profile: int) -> None:
     )
   if config is None:
     workdir_lib.load_config(workdir)  # Or nothing is made.
+  if host_memory.only_cpu():
+    host_memory.keep_freed_memory()  # Before anything asks for devices.
   with StopSignals() as stop, workdir_lib.locked(workdir):
     config = workdir_lib.claim(workdir, config)
     run_lib.use_compilation_cache(config.runtime)
