@@ -20,6 +20,8 @@ import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
 from absl import flags
 from rich.console import Console
 from rich.table import Table
@@ -27,7 +29,13 @@ from rich.table import Table
 from configs import base
 from poison_jax import command
 from poison_jax import config as config_lib
+from poison_jax.data.mixture import Batch
 from poison_jax.errors import UserError
+from poison_jax.model.decoder import Decoder
+from poison_jax.training import host_memory
+from poison_jax.training import mesh as mesh_lib
+from poison_jax.training import optimizer as optimizer_lib
+from poison_jax.training import step as step_lib
 
 _TORCH = flags.DEFINE_string(
   "torch_python", "", "Python of the environment that has PyTorch."
@@ -52,8 +60,9 @@ def main(arguments: list[str]) -> None:
     return
   if not _TORCH.value:
     raise UserError("--torch_python is missing: run benchmarks/train_step.sh")
-  columns = "ms: ours", "eager", "compiled", "tokens/s", "of eager"
-  table = Table("width", "dtype", *columns, "of compiled")
+  table = Table("width", "dtype", "ms: ours", "eager", "compiled")
+  for ratio in ("tokens/s", "of eager", "of compiled"):
+    table.add_column(ratio)
   for width in map(int, _WIDTHS.value):
     for dtype in _DTYPES.value:
       ours, eager, compiled = _measure(width, dtype)
@@ -65,7 +74,7 @@ def main(arguments: list[str]) -> None:
         f"{eager / ours:.2f}",
         f"{compiled / ours:.2f}",
       )
-  Console().print(table)
+  Console(width=100).print(table)
 
 
 def _measure(width: int, dtype: str) -> list[float]:
@@ -118,19 +127,24 @@ def _start(command_line: list[str]) -> subprocess.Popen:
 
 def _work(*, width: int, dtype: str) -> None:
   """Our side: answers "N" with the seconds of N steps."""
-  from poison_jax.training import host_memory
+  host_memory.keep_freed_memory()  # As `train` does on the CPU.
+  train_step, state, batch = make(width, dtype)
+  for _ in range(3):
+    state, metrics = train_step(state, batch)
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  loss = float(metrics["train/loss"])
+  print(json.dumps({"parameters": parameters, "loss": loss}), flush=True)
+  for line in sys.stdin:
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(int(line)):
+      state, metrics = train_step(state, batch)
+      jax.block_until_ready(metrics)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    print(json.dumps({"wall": wall, "cpu": cpu}), flush=True)
 
-  host_memory.keep_freed_memory()
-  import jax
-  import numpy as np
 
-  from poison_jax.data.mixture import Batch
-  from poison_jax.model.counts import count_parameters
-  from poison_jax.model.decoder import Decoder
-  from poison_jax.training import mesh as mesh_lib
-  from poison_jax.training import optimizer as optimizer_lib
-  from poison_jax.training import step as step_lib
-
+def make(width: int, dtype: str):
+  """Returns our step, the state before step 0 and a batch on the device."""
   c = base.get_config()
   c.model.width, c.model.depth = width, _DEPTHS[width]
   c.model.heads = c.model.kv_heads = width // _HEAD
@@ -146,27 +160,14 @@ def _work(*, width: int, dtype: str) -> None:
   random = np.random.default_rng(0)
   weights_BL = np.ones((_BATCH, _LENGTH), np.float32)
   weights_BL[:, -1] = 0
-  batch = jax.device_put(
-    Batch(
-      random.integers(0, _VOCABULARY, weights_BL.shape, dtype=np.int32),
-      weights_BL,
-      np.zeros(_BATCH, np.int32),
-      np.zeros(_BATCH, np.int32),
-    ),
-    mesh_lib.batch_sharding(mesh),
+  batch = Batch(
+    random.integers(0, _VOCABULARY, weights_BL.shape, dtype=np.int32),
+    weights_BL,
+    np.zeros(_BATCH, np.int32),
+    np.zeros(_BATCH, np.int32),
   )
-  for _ in range(3):
-    state, metrics = train_step(state, batch)
-  parameters = count_parameters(config.model, _VOCABULARY).total
-  loss = float(metrics["train/loss"])
-  print(json.dumps({"parameters": parameters, "loss": loss}), flush=True)
-  for line in sys.stdin:
-    wall, cpu = time.perf_counter(), time.process_time()
-    for _ in range(int(line)):
-      state, metrics = train_step(state, batch)
-      jax.block_until_ready(metrics)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    print(json.dumps({"wall": wall, "cpu": cpu}), flush=True)
+  sharding = mesh_lib.batch_sharding(mesh)
+  return train_step, state, jax.device_put(batch, sharding)
 
 
 if __name__ == "__main__":
