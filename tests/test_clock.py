@@ -63,6 +63,28 @@ def test_waiting_for_data_is_a_share_of_training_time(advance):
   assert clock.lap(3)["time/data_wait"] == pytest.approx(3 / 12)
 
 
+def test_a_wait_while_the_devices_have_work_does_not_count(advance):
+  clock = _clock()
+  done = iter([False, True, False, True])
+
+  class Result:
+    def is_ready(self):
+      return next(done)
+
+  def items():
+    for i in range(3):
+      advance(1)
+      yield i
+    advance(1)
+
+  clock.start_training(0)
+  clock.dispatched(Result())
+  for _ in clock.waiting(items()):
+    advance(3)
+    clock.dispatched(Result())
+  assert clock.lap(3)["time/data_wait"] == pytest.approx(2 / 13)
+
+
 def test_the_rest_includes_the_evaluations_to_come(advance):
   clock = _clock()
   clock.enter("evaluate")

@@ -2,9 +2,15 @@
 
 import time
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
+
+
+class Result(Protocol):
+  """What the clock asks a jax.Array."""
+
+  def is_ready(self) -> bool: ...
 
 
 class Clock:
@@ -41,6 +47,7 @@ class Clock:
     self._since = time.monotonic()
     self._seconds = {"start": 0.0, "train": 0.0, "evaluate": 0.0, "save": 0.0}
     self._waited = 0.0
+    self._last: Result | None = None
     self._evaluations = 0
     self._first = self._lap_step = 0
     self._lap_train = self._lap_waited = 0.0
@@ -60,14 +67,23 @@ class Clock:
     self._first = self._lap_step = step
 
   def waiting(self, items: Iterator[Item]) -> Iterator[Item]:
-    """Yields the items, and books the time they take to come."""
+    """Yields the items; books the time they take to come to idle devices.
+
+    The loop runs ahead of the devices, so it may wait for a batch while they
+    have work: only where they are done when the batch comes, the wait counts.
+    """
     while True:
       before = time.monotonic()
       item = next(items, None)
-      self._waited += time.monotonic() - before
+      if self._last is None or self._last.is_ready():
+        self._waited += time.monotonic() - before
       if item is None:
         return
       yield item
+
+  def dispatched(self, result: Result) -> None:
+    """Says that the devices have work until `result`, a jax.Array, is ready."""
+    self._last = result
 
   @property
   def seconds(self) -> dict[str, float]:
@@ -81,8 +97,9 @@ class Clock:
 
     "time/tokens_per_second" while training; "time/mfu", the share of the
     devices' peak FLOP/s, where that is known; "time/data_wait", the share of
-    training time spent waiting for batches; over the whole process,
-    "time/goodput", the share of time in training steps, and "time/seconds".
+    training time that idle devices waited for batches (at most); over the
+    whole process, "time/goodput", the share of time in training steps, and
+    "time/seconds".
     """
     seconds = self.seconds
     total = sum(seconds.values())

@@ -132,6 +132,7 @@ def _train(
     for step, batch in clock.waiting(batches):
       tracer.before(step, state)
       state, metrics = train_step(state, batch)
+      clock.dispatched(metrics["train/loss"])
       record.write()  # An earlier step's line, while this one computes.
       done = step + 1
       if step == start:
