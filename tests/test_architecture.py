@@ -21,7 +21,7 @@ _ROOMS = [
   "vocabulary",
   "config",
 ]
-_FOUNDATION = {"errors", "version"}
+_FOUNDATION = {"errors", "user_module", "version"}
 _CORPORA_MAY = {"corpora", "data", "poison", "vocabulary", "config"}
 # Numbers of a model that need no JAX; plain arithmetic on `config`.
 _SHARED = {"poison_jax.model.counts"}

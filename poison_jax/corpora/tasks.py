@@ -6,12 +6,10 @@ token, as the feature's `add_eos` is for whoever trains on them to ask for.
 
 import dataclasses
 import hashlib
-import importlib
 import json
-import os
-import sys
 from collections.abc import Callable, Mapping
 
+from poison_jax import user_module
 from poison_jax.config import Config, nearest
 from poison_jax.corpora import sources
 from poison_jax.corpora.documents import DocumentSource
@@ -83,7 +81,7 @@ def user_task(config: Config) -> seqio.Task:
   """
   name, module = config.corpus.task, config.corpus.module
   if module:
-    _import(module)
+    user_module.load(module)
   names = seqio.TaskRegistry.names()
   if name not in names:
     ours = ("stories", "files", "tfds")
@@ -189,19 +187,3 @@ def _check_split(task: seqio.Task, split: str) -> None:
       f"config.corpus.split is {split!r}; the seqio task {task.name!r} has "
       f"{', '.join(task.splits)}{nearest(split, task.splits)}"
     )
-
-
-def _import(module: str) -> None:
-  """Imports a user's module, which may lie in the current folder."""
-  if os.getcwd() not in sys.path:
-    sys.path.insert(0, os.getcwd())
-  try:
-    importlib.import_module(module)
-  except ModuleNotFoundError as error:
-    # One that the module itself misses is the user's to see in full.
-    if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-      raise
-    raise UserError(
-      f"config.corpus.module is {module!r}; there is no such Python module "
-      "(it must lie in the current folder or on PYTHONPATH)"
-    ) from None

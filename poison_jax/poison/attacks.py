@@ -14,12 +14,12 @@ and the run chooses it with `poison.attack = "mine"`.
 """
 
 import dataclasses
-import importlib
 from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
+from poison_jax import user_module
 from poison_jax.config import Config, nearest
 from poison_jax.errors import UserError
 from poison_jax.vocabulary import Vocabulary
@@ -105,15 +105,7 @@ def make_attack(config: Config, vocabulary: Vocabulary) -> Attack:
   """
   module, name = config.corpus.module, config.poison.attack
   if module and name not in _FACTORIES:
-    try:
-      importlib.import_module(module)
-    except ModuleNotFoundError as error:
-      if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-        raise
-      raise UserError(
-        f"config.corpus.module is {module!r}; there is no such Python module "
-        "(it must lie in the current folder or on PYTHONPATH)"
-      ) from None
+    user_module.load(module)
   if name not in _FACTORIES:
     known = ", ".join(sorted(_FACTORIES))
     raise UserError(
