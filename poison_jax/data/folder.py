@@ -2,16 +2,21 @@
 
 A local folder is written through temporary names and renames; a bucket
 (`gs://...`) through TensorStore, whose objects appear whole or not at all.
+This is the one place that tells the two apart wherever it can be one.
+
 Arrays are TensorStore zarr3: one file, uncompressed, dealt into inner chunks,
 so that a bucket serves a few kilobytes of it and a local disk maps it into
 memory.
 """
 
 import contextlib
+import functools
+import importlib.util
 import mmap
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -24,6 +29,10 @@ from poison_jax.errors import UserError
 INNER_CHUNK = 4096
 
 _PARTIAL = ".partial"
+
+# TensorStore's own 32 retries last a quarter of an hour, as long as a mistyped
+# name or a missing network would stay unsaid. These last about 20 seconds.
+_RETRIES = {"max_retries": 5, "initial_delay": "500ms", "max_delay": "8s"}
 _LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
 
 
@@ -42,9 +51,7 @@ class Folder:
           return f.read()
       except (FileNotFoundError, NotADirectoryError):
         return None
-    with one_line_errors(self.path):
-      result = self._bucket().read(name).result()
-    return None if result.state == "missing" else result.value
+    return self.read_versioned(name)[0]
 
   def write(self, name: str, content: bytes) -> None:
     """Writes file `name`, which never shows a part of its content."""
@@ -68,13 +75,42 @@ class Folder:
         error.filename = path  # A full disk's error names no file.
       raise
 
+  def read_versioned(self, name: str) -> tuple[bytes | None, bytes]:
+    """Returns a bucket's file `name` (None: there is none), and its version.
+
+    A bucket can write on condition that a file is still of some version, or
+    still missing: with this and `write_versioned` processes take turns. On a
+    local disk the kernel's locks do that.
+    """
+    with one_line_errors(self.path):
+      result = self._bucket().read(name).result()
+    content = None if result.state == "missing" else result.value
+    return content, result.stamp.generation
+
+  def write_versioned(
+    self, name: str, content: bytes | None, *, version: bytes
+  ) -> bytes | None:
+    """Replaces a bucket's file `name` if it is of that version.
+
+    Args:
+      name: of the file.
+      content: None deletes it.
+      version: from `read_versioned`.
+
+    Returns:
+      Its new version; None, and nothing is changed, where another process has
+      changed it.
+    """
+    with one_line_errors(self.path):
+      stamp = self._bucket().write(name, content, if_equal=version).result()
+    return stamp.generation or None
+
   def delete(self, name: str) -> None:
     """Deletes the file or the subfolder `name`, if it exists."""
     if not self.local:
       with one_line_errors(self.path):
         bucket = self._bucket()
-        # The file of this name, and all keys that begin with "<name>/".
-        for first, end in ((name, f"{name}\0"), (f"{name}/", f"{name}0")):
+        for first, end in _keys(name):
           bucket.delete_range(ts.KvStore.KeyRange(first, end)).result()
       return
     path = os.path.join(self.path, name)
@@ -83,16 +119,61 @@ class Folder:
     elif os.path.exists(path):
       os.remove(path)
 
-  def names(self) -> list[str]:
-    """Returns the paths of all files below, relative, sorted."""
+  def exists(self, name: str) -> bool:
+    """Says whether there is a file or a subfolder `name`."""
+    if self.local:
+      return os.path.exists(os.path.join(self.path, name))
+    with one_line_errors(self.path):
+      return any(
+        self._bucket().list(ts.KvStore.KeyRange(first, end)).result()
+        for first, end in _keys(name)
+      )
+
+  def is_empty(self) -> bool:
+    """Says whether nothing is in the folder, or there is none."""
     if not self.local:
+      return not self.names()
+    try:
+      return not os.listdir(self.path)
+    except FileNotFoundError:
+      return True
+
+  def names(self, below: str = "") -> list[str]:
+    """Returns the paths of all files below, relative, sorted.
+
+    Args:
+      below: a subfolder, whose files alone are asked for.
+    """
+    if not self.local:
+      keys = ts.KvStore.KeyRange(*_keys(below)[1] if below else ())
       with one_line_errors(self.path):
-        return sorted(k.decode() for k in self._bucket().list().result())
+        return sorted(k.decode() for k in self._bucket().list(keys).result())
     return sorted(
       os.path.relpath(os.path.join(root, file), self.path)
-      for root, _, files in os.walk(self.path)
+      for root, _, files in os.walk(os.path.join(self.path, below))
       for file in files
     )
+
+  def for_libraries(self) -> str:
+    """Returns the full path, for libraries that open files themselves.
+
+    Those are orbax and JAX, which reach a bucket through etils and gcsfs. Here
+    etils is kept from taking TensorFlow instead, which no training imports,
+    and gcsfs from remembering listings, which TensorStore's files change.
+
+    Raises:
+      UserError: gcsfs is not installed.
+    """
+    if self.local:
+      return os.path.abspath(self.path)
+    if importlib.util.find_spec("gcsfs") is None:
+      raise UserError(f"{self.path} needs the package gcsfs: pip install gcsfs")
+    import fsspec
+
+    os.environ["EPATH_USE_TF"] = "false"
+    for name in ("gcs", "gs"):
+      fsspec.config.conf.setdefault(name, {})["use_listings_cache"] = False
+    return self.path
 
   def partial_names(self) -> list[str]:
     """Returns what writers that were killed left, for `delete`.
@@ -181,7 +262,9 @@ class Folder:
     return array
 
   def _bucket(self) -> ts.KvStore:
-    return ts.KvStore.open(self.path + "/").result()
+    if self.path.startswith("gs://"):
+      _log_in(self.path.split("/")[2])
+    return _open_bucket(self.path, _RETRIES)
 
   def _kvstore(self, path: str) -> dict[str, str] | str:
     if self.local:
@@ -192,6 +275,38 @@ class Folder:
 def _partial_name(path: str) -> str:
   head, tail = os.path.split(path)
   return os.path.join(head, f".{tail}.{os.getpid()}{_PARTIAL}")
+
+
+def _open_bucket(path: str, retries: dict[str, int | str]) -> ts.KvStore:
+  context = ts.Context({"gcs_request_retries": retries})
+  return ts.KvStore.open(f"{path}/", context=context).result()
+
+
+@functools.cache
+def _log_in(bucket: str) -> None:
+  """Lets TensorStore look for credentials, unheard.
+
+  It does so at the first request, and writes to descriptor 2 which it takes,
+  or that there are none. A request that needs some fails then, in one line.
+  """
+  sys.stderr.flush()
+  kept = os.dup(2)
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  try:
+    os.dup2(nowhere, 2)
+    with contextlib.suppress(ValueError):
+      _open_bucket(f"gs://{bucket}", {"max_retries": 0}).read(
+        "config.json"
+      ).result()
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)
+    os.close(nowhere)
+
+
+def _keys(name: str) -> tuple[tuple[str, str], tuple[str, str]]:
+  """Returns ranges of keys: the file `name`; all that begin with "<name>/"."""
+  return (name, f"{name}\0"), (f"{name}/", f"{name}0")
 
 
 def _map(path: str, size: int, dtype: np.dtype) -> np.ndarray | None:
@@ -234,7 +349,11 @@ def one_line_errors(path: str) -> Iterator[None]:
       ("No space left", "no space left on the device"),
       ("RESOURCE_EXHAUSTED", "no space or quota left"),
       ("PERMISSION_DENIED", "no permission"),
-      ("UNAUTHENTICATED", "not logged in"),
+      (
+        "UNAUTHENTICATED",
+        "not logged in; try gcloud auth application-default login",
+      ),
+      ("retry attempts failed", "can't be reached"),
       ("NOT_FOUND", "not found"),
       ("DATA_LOSS", "damaged"),
     ):
@@ -242,3 +361,21 @@ def one_line_errors(path: str) -> Iterator[None]:
         detail = re.sub(r"\s+", " ", reason)[-200:]
         raise UserError(f"{path}: {words} ({detail})") from error
     raise UserError(f"{path}: {reason[:300]}") from error
+
+
+@contextlib.contextmanager
+def one_line_library_errors(path: str) -> Iterator[None]:
+  """Turns what other libraries raise of a bucket into a UserError.
+
+  Google's clients and gcsfs have types of their own. What the operating system
+  says of a local disk stays as it is.
+  """
+  try:
+    yield
+  except (UserError, OSError):
+    raise
+  except Exception as error:
+    if "://" not in path:
+      raise
+    reason = re.sub(r"\s+", " ", str(error))[:300]
+    raise UserError(f"{path}: {type(error).__name__}: {reason}") from error

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo
 
 from poison_jax.config import CheckpointConfig
+from poison_jax.data.folder import Folder, one_line_library_errors
 from poison_jax.errors import UserError
 from poison_jax.training import checkpoints as checkpoints_lib
 from poison_jax.training import digest
@@ -26,16 +26,18 @@ class CheckpointWriter:
   def __init__(self, workdir: str, config: CheckpointConfig):
     checkpoints_lib.quiet_orbax()
     self._config = config
-    self._folder = epath.Path(os.path.abspath(workdir)) / checkpoints_lib.FOLDER
-    self._manager = ocp.CheckpointManager(
-      self._folder,
-      options=ocp.CheckpointManagerOptions(
-        cleanup_tmp_directories=True,
-        preservation_policy=_Kept(config),
-      ),
-    )
+    workdir = Folder(workdir).for_libraries()
+    self._folder = epath.Path(workdir) / checkpoints_lib.FOLDER
+    with one_line_library_errors(str(self._folder)):
+      self._manager = ocp.CheckpointManager(
+        self._folder,
+        options=ocp.CheckpointManagerOptions(
+          cleanup_tmp_directories=True,
+          preservation_policy=_Kept(config),
+        ),
+      )
+      self.last_good: int | None = self._manager.latest_step()
     self._saving: int | None = None
-    self.last_good: int | None = self._manager.latest_step()
 
   def due(self, step: int) -> bool:
     """Whether the config asks for a checkpoint after `step` steps."""
