@@ -154,6 +154,10 @@ class Folder:
       for file in files
     )
 
+  def real_path(self) -> str:
+    """Returns the path that no other path of the same folder has."""
+    return os.path.realpath(self.path) if self.local else self.path
+
   def for_libraries(self) -> str:
     """Returns the full path, for libraries that open files themselves.
 

@@ -21,9 +21,9 @@ from poison_jax.training import workdir as workdir_lib
 from poison_jax.training.checkpoints import Checkpoints, Meta, Restored
 from poison_jax.training.clock import Clock, in_words
 from poison_jax.training.lock import Lock
-from poison_jax.training.metrics import part_names
+from poison_jax.training.metrics import METRICS, part_names
 from poison_jax.training.progress import Progress
-from poison_jax.training.record import METRICS, Record
+from poison_jax.training.record import Record
 from poison_jax.training.run import Run
 from poison_jax.training.saving import CheckpointWriter
 from poison_jax.training.step import TrainState

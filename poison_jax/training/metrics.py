@@ -15,6 +15,9 @@ from typing import Any, Protocol
 
 from poison_jax.data.folder import Folder
 
+METRICS = "metrics.jsonl"
+GENERATIONS = "generations.jsonl"
+
 
 class JsonLines:
   """JSON objects, one a line, each with a `step`.

@@ -11,11 +11,8 @@ from poison_jax.data.mixture import Mixture
 from poison_jax.errors import NotFinite
 from poison_jax.evaluation.evaluator import Evaluation
 from poison_jax.training.clock import Clock
-from poison_jax.training.metrics import JsonLines
+from poison_jax.training.metrics import GENERATIONS, METRICS, JsonLines
 from poison_jax.training.progress import Progress
-
-METRICS = "metrics.jsonl"
-GENERATIONS = "generations.jsonl"
 
 _WATCHED = ("train/loss", "train/parameter_norm")
 
