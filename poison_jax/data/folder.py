@@ -10,18 +10,14 @@ memory.
 """
 
 import contextlib
-import functools
-import importlib.util
 import mmap
 import os
-import re
 import shutil
-import sys
-from collections.abc import Iterator
 
 import numpy as np
 import tensorstore as ts
 
+from poison_jax.data import bucket
 from poison_jax.errors import UserError
 
 # Values an inner chunk: the least that a read from a bucket transfers. Small,
@@ -29,10 +25,6 @@ from poison_jax.errors import UserError
 INNER_CHUNK = 4096
 
 _PARTIAL = ".partial"
-
-# TensorStore's own 32 retries last a quarter of an hour, as long as a mistyped
-# name or a missing network would stay unsaid. These last about 20 seconds.
-_RETRIES = {"max_retries": 5, "initial_delay": "500ms", "max_delay": "8s"}
 _LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
 
 
@@ -56,8 +48,8 @@ class Folder:
   def write(self, name: str, content: bytes) -> None:
     """Writes file `name`, which never shows a part of its content."""
     if not self.local:
-      with one_line_errors(self.path):
-        self._bucket().write(name, content).result()
+      with bucket.opened(self.path) as files:
+        files.write(name, content).result()
       return
     path = os.path.join(self.path, name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -82,8 +74,8 @@ class Folder:
     still missing: with this and `write_versioned` processes take turns. On a
     local disk the kernel's locks do that.
     """
-    with one_line_errors(self.path):
-      result = self._bucket().read(name).result()
+    with bucket.opened(self.path) as files:
+      result = files.read(name).result()
     content = None if result.state == "missing" else result.value
     return content, result.stamp.generation
 
@@ -101,17 +93,16 @@ class Folder:
       Its new version; None, and nothing is changed, where another process has
       changed it.
     """
-    with one_line_errors(self.path):
-      stamp = self._bucket().write(name, content, if_equal=version).result()
+    with bucket.opened(self.path) as files:
+      stamp = files.write(name, content, if_equal=version).result()
     return stamp.generation or None
 
   def delete(self, name: str) -> None:
     """Deletes the file or the subfolder `name`, if it exists."""
     if not self.local:
-      with one_line_errors(self.path):
-        bucket = self._bucket()
-        for first, end in _keys(name):
-          bucket.delete_range(ts.KvStore.KeyRange(first, end)).result()
+      with bucket.opened(self.path) as files:
+        for keys in _keys(name):
+          files.delete_range(keys).result()
       return
     path = os.path.join(self.path, name)
     if os.path.isdir(path):
@@ -123,11 +114,8 @@ class Folder:
     """Says whether there is a file or a subfolder `name`."""
     if self.local:
       return os.path.exists(os.path.join(self.path, name))
-    with one_line_errors(self.path):
-      return any(
-        self._bucket().list(ts.KvStore.KeyRange(first, end)).result()
-        for first, end in _keys(name)
-      )
+    with bucket.opened(self.path) as files:
+      return any(files.list(keys).result() for keys in _keys(name))
 
   def is_empty(self) -> bool:
     """Says whether nothing is in the folder, or there is none."""
@@ -145,9 +133,9 @@ class Folder:
       below: a subfolder, whose files alone are asked for.
     """
     if not self.local:
-      keys = ts.KvStore.KeyRange(*_keys(below)[1] if below else ())
-      with one_line_errors(self.path):
-        return sorted(k.decode() for k in self._bucket().list(keys).result())
+      keys = _keys(below)[1] if below else ts.KvStore.KeyRange()
+      with bucket.opened(self.path) as files:
+        return sorted(name.decode() for name in files.list(keys).result())
     return sorted(
       os.path.relpath(os.path.join(root, file), self.path)
       for root, _, files in os.walk(os.path.join(self.path, below))
@@ -161,22 +149,12 @@ class Folder:
   def for_libraries(self) -> str:
     """Returns the full path, for libraries that open files themselves.
 
-    Those are orbax and JAX, which reach a bucket through etils and gcsfs. Here
-    etils is kept from taking TensorFlow instead, which no training imports,
-    and gcsfs from remembering listings, which TensorStore's files change.
-
     Raises:
       UserError: gcsfs is not installed.
     """
     if self.local:
       return os.path.abspath(self.path)
-    if importlib.util.find_spec("gcsfs") is None:
-      raise UserError(f"{self.path} needs the package gcsfs: pip install gcsfs")
-    import fsspec
-
-    os.environ["EPATH_USE_TF"] = "false"
-    for name in ("gcs", "gs"):
-      fsspec.config.conf.setdefault(name, {})["use_listings_cache"] = False
+    bucket.prepare_libraries(self.path)
     return self.path
 
   def partial_names(self) -> list[str]:
@@ -223,7 +201,7 @@ class Folder:
       },
     }
     try:
-      with one_line_errors(path):
+      with bucket.one_line_errors(path):
         array = ts.open(spec, create=True, delete_existing=True).result()
         array.write(values).result()
       if self.local:
@@ -248,7 +226,7 @@ class Folder:
       if mapped is not None:
         return mapped
     path = os.path.join(self.path, name)
-    with one_line_errors(path):
+    with bucket.one_line_errors(path):
       array = ts.open(
         {
           "driver": "zarr3",
@@ -265,11 +243,6 @@ class Folder:
       )
     return array
 
-  def _bucket(self) -> ts.KvStore:
-    if self.path.startswith("gs://"):
-      _log_in(self.path.split("/")[2])
-    return _open_bucket(self.path, _RETRIES)
-
   def _kvstore(self, path: str) -> dict[str, str] | str:
     if self.local:
       return {"driver": "file", "path": os.path.abspath(path) + "/"}
@@ -281,36 +254,12 @@ def _partial_name(path: str) -> str:
   return os.path.join(head, f".{tail}.{os.getpid()}{_PARTIAL}")
 
 
-def _open_bucket(path: str, retries: dict[str, int | str]) -> ts.KvStore:
-  context = ts.Context({"gcs_request_retries": retries})
-  return ts.KvStore.open(f"{path}/", context=context).result()
-
-
-@functools.cache
-def _log_in(bucket: str) -> None:
-  """Lets TensorStore look for credentials, unheard.
-
-  It does so at the first request, and writes to descriptor 2 which it takes,
-  or that there are none. A request that needs some fails then, in one line.
-  """
-  sys.stderr.flush()
-  kept = os.dup(2)
-  nowhere = os.open(os.devnull, os.O_WRONLY)
-  try:
-    os.dup2(nowhere, 2)
-    with contextlib.suppress(ValueError):
-      _open_bucket(f"gs://{bucket}", {"max_retries": 0}).read(
-        "config.json"
-      ).result()
-  finally:
-    os.dup2(kept, 2)
-    os.close(kept)
-    os.close(nowhere)
-
-
-def _keys(name: str) -> tuple[tuple[str, str], tuple[str, str]]:
-  """Returns ranges of keys: the file `name`; all that begin with "<name>/"."""
-  return (name, f"{name}\0"), (f"{name}/", f"{name}0")
+def _keys(name: str) -> tuple[ts.KvStore.KeyRange, ts.KvStore.KeyRange]:
+  """Returns the keys of the file `name`, and all that begin with "<name>/"."""
+  return (
+    ts.KvStore.KeyRange(name, f"{name}\0"),
+    ts.KvStore.KeyRange(f"{name}/", f"{name}0"),
+  )
 
 
 def _map(path: str, size: int, dtype: np.dtype) -> np.ndarray | None:
@@ -340,46 +289,3 @@ def _map(path: str, size: int, dtype: np.dtype) -> np.ndarray | None:
   if not in_order.all():
     return None
   return np.frombuffer(memory, dtype.newbyteorder("<"), count=size)
-
-
-@contextlib.contextmanager
-def one_line_errors(path: str) -> Iterator[None]:
-  """Turns TensorStore's errors into a UserError that names `path`."""
-  try:
-    yield
-  except ValueError as error:
-    reason = str(error).partition(" [")[0]
-    for cause, words in (
-      ("No space left", "no space left on the device"),
-      ("RESOURCE_EXHAUSTED", "no space or quota left"),
-      ("PERMISSION_DENIED", "no permission"),
-      (
-        "UNAUTHENTICATED",
-        "not logged in; try gcloud auth application-default login",
-      ),
-      ("retry attempts failed", "can't be reached"),
-      ("NOT_FOUND", "not found"),
-      ("DATA_LOSS", "damaged"),
-    ):
-      if cause in reason:
-        detail = re.sub(r"\s+", " ", reason)[-200:]
-        raise UserError(f"{path}: {words} ({detail})") from error
-    raise UserError(f"{path}: {reason[:300]}") from error
-
-
-@contextlib.contextmanager
-def one_line_library_errors(path: str) -> Iterator[None]:
-  """Turns what other libraries raise of a bucket into a UserError.
-
-  Google's clients and gcsfs have types of their own. What the operating system
-  says of a local disk stays as it is.
-  """
-  try:
-    yield
-  except (UserError, OSError):
-    raise
-  except Exception as error:
-    if "://" not in path:
-      raise
-    reason = re.sub(r"\s+", " ", str(error))[:300]
-    raise UserError(f"{path}: {type(error).__name__}: {reason}") from error

@@ -20,7 +20,8 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from poison_jax.data.folder import Folder, one_line_library_errors
+from poison_jax.data.bucket import one_line_library_errors
+from poison_jax.data.folder import Folder
 from poison_jax.errors import CheckFailed
 from poison_jax.training import digest
 

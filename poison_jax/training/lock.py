@@ -83,16 +83,21 @@ class _Lease:
   def __init__(self, folder: Folder, version: bytes):
     self._folder = folder
     self._version = version
+    self._renewed = time.time()
     self._taken = False
+    self._one_at_a_time = threading.Lock()
     self._ended = threading.Event()
-    self._thread = threading.Thread(target=self._renew, daemon=True)
+    self._thread = threading.Thread(target=self._renew_often, daemon=True)
     self._thread.start()
 
   def check(self) -> None:
+    # Renewals may have failed, or this machine was asleep.
+    if not self._taken and time.time() - self._renewed > STALE / 2:
+      self._renew()
     if self._taken:
       raise UserError(
         f"another process has taken over --workdir={self._folder.path}: this "
-        f"one had not renewed its claim for {STALE:.0f} s (was it asleep?)"
+        f"one had not renewed its claim for {STALE:.0f} s"
       )
 
   def end(self) -> None:
@@ -102,29 +107,25 @@ class _Lease:
     if not self._taken:
       self._folder.write_versioned(FILE, None, version=self._version)
 
+  def _renew_often(self) -> None:
+    while not self._taken and not self._ended.wait(RENEWED_EVERY):
+      with contextlib.suppress(UserError):  # Out of reach, just now.
+        self._renew()
+
   def _renew(self) -> None:
-    while not self._ended.wait(RENEWED_EVERY):
-      try:
-        version = self._folder.write_versioned(
-          FILE, _claim(), version=self._version
-        )
-        if version is None and not self._is_ours():
+    with self._one_at_a_time:
+      now = time.time()
+      version = self._folder.write_versioned(
+        FILE, _claim(), version=self._version
+      )
+      if version is None:
+        # Another process's, or our own write that had arrived already: one
+        # whose answer is lost is sent again.
+        content, version = self._folder.read_versioned(FILE)
+        if content is None or _read(content)["token"] != _TOKEN:
           self._taken = True
           return
-        self._version = version or self._version
-      except UserError:
-        continue  # The bucket can't be reached just now.
-
-  def _is_ours(self) -> bool:
-    """Says whether a write that the bucket refused had arrived before.
-
-    A request whose answer was lost is sent again, and finds its own content.
-    """
-    content, version = self._folder.read_versioned(FILE)
-    if content is None or _read(content)["token"] != _TOKEN:
-      return False
-    self._version = version
-    return True
+      self._version, self._renewed = version, now
 
 
 @contextlib.contextmanager

@@ -11,7 +11,8 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo
 
 from poison_jax.config import CheckpointConfig
-from poison_jax.data.folder import Folder, one_line_library_errors
+from poison_jax.data.bucket import one_line_library_errors
+from poison_jax.data.folder import Folder
 from poison_jax.errors import UserError
 from poison_jax.training import checkpoints as checkpoints_lib
 from poison_jax.training import digest

@@ -1,0 +1,125 @@
+"""How a bucket is reached, and what is said where it can't be."""
+
+import contextlib
+import functools
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Iterator
+
+import tensorstore as ts
+
+from poison_jax.errors import UserError
+
+# TensorStore's own 32 retries last a quarter of an hour, as long as a mistyped
+# name or a missing network would stay unsaid. These last about 20 seconds.
+_CONTEXT = ts.Context(
+  {
+    "gcs_request_retries": {
+      "max_retries": 5,
+      "initial_delay": "500ms",
+      "max_delay": "8s",
+    }
+  }
+)
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[ts.KvStore]:
+  """Yields the files below gs://bucket/folder, by their relative paths.
+
+  Raises:
+    UserError: in place of what TensorStore raises.
+  """
+  if path.startswith("gs://"):
+    _log_in(path.split("/")[2])
+  with one_line_errors(path):
+    yield _open(path, _CONTEXT)
+
+
+def _open(path: str, context: ts.Context) -> ts.KvStore:
+  return ts.KvStore.open(f"{path}/", context=context).result()
+
+
+@functools.cache
+def _log_in(bucket: str) -> None:
+  """Lets TensorStore look for credentials, unheard.
+
+  It does so at the first request, and writes to descriptor 2 which it takes,
+  or that there are none. A request that needs some fails then, in one line.
+  """
+  once = ts.Context({"gcs_request_retries": {"max_retries": 0}})
+  sys.stderr.flush()
+  kept = os.dup(2)
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  try:
+    os.dup2(nowhere, 2)
+    with contextlib.suppress(ValueError):
+      _open(f"gs://{bucket}", once).read("config.json").result()
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)
+    os.close(nowhere)
+
+
+@contextlib.contextmanager
+def one_line_errors(path: str) -> Iterator[None]:
+  """Turns TensorStore's errors into a UserError that names `path`."""
+  try:
+    yield
+  except ValueError as error:
+    reason = str(error).partition(" [")[0]
+    for cause, words in (
+      ("No space left", "no space left on the device"),
+      ("RESOURCE_EXHAUSTED", "no space or quota left"),
+      ("PERMISSION_DENIED", "no permission"),
+      (
+        "UNAUTHENTICATED",
+        "not logged in; try gcloud auth application-default login",
+      ),
+      ("retry attempts failed", "can't be reached"),
+      ("NOT_FOUND", "not found"),
+      ("DATA_LOSS", "damaged"),
+    ):
+      if cause in reason:
+        detail = re.sub(r"\s+", " ", reason)[-200:]
+        raise UserError(f"{path}: {words} ({detail})") from error
+    raise UserError(f"{path}: {reason[:300]}") from error
+
+
+def prepare_libraries(path: str) -> None:
+  """Lets orbax and JAX open files in a bucket, which they do by themselves.
+
+  They do it through etils and gcsfs. etils is kept from taking TensorFlow
+  instead, which training never imports, and gcsfs from remembering listings,
+  which TensorStore's files change.
+
+  Raises:
+    UserError: gcsfs is not installed.
+  """
+  if importlib.util.find_spec("gcsfs") is None:
+    raise UserError(f"{path} needs the package gcsfs: pip install gcsfs")
+  import fsspec
+
+  os.environ["EPATH_USE_TF"] = "false"
+  for name in ("gcs", "gs"):
+    fsspec.config.conf.setdefault(name, {})["use_listings_cache"] = False
+
+
+@contextlib.contextmanager
+def one_line_library_errors(path: str) -> Iterator[None]:
+  """Turns what other libraries raise of a bucket into a UserError.
+
+  Google's clients and gcsfs have types of their own. What the operating system
+  says of a local disk stays as it is.
+  """
+  try:
+    yield
+  except (UserError, OSError):
+    raise
+  except Exception as error:
+    if "://" not in path:
+      raise
+    reason = re.sub(r"\s+", " ", str(error))[:300]
+    raise UserError(f"{path}: {type(error).__name__}: {reason}") from error
