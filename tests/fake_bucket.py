@@ -6,6 +6,7 @@ preconditions (gcp-storage-emulator 2026.7) or are a program to be downloaded.
 """
 
 import base64
+import contextlib
 import hashlib
 import http.server
 import json
@@ -21,18 +22,20 @@ _PAGE = 100  # Small, so that lists of several pages are tested too.
 
 
 class FakeBuckets:
-  """A server of one bucket, "bucket"; a context manager.
+  """A server of one bucket, "bucket", and one "closed"; a context manager.
 
   Attributes:
     objects: the bucket's content by name: (generation, bytes).
     url: where it listens.
     after_write: called with an object's name once it is stored.
+    refused: a pattern of names that can't be written.
     requests: (method, path, status) of all that was asked.
   """
 
   def __init__(self):
     self.objects: dict[str, tuple[int, bytes]] = {}
     self.after_write: Callable[[str], None] = lambda name: None
+    self.refused: str | None = None
     self.requests: list[tuple[str, str, int]] = []
     self._lock = threading.RLock()
     self._generation = 1000
@@ -54,6 +57,8 @@ class FakeBuckets:
       "TENSORSTORE_GCS_HTTP_URL": self.url,
       "STORAGE_EMULATOR_HOST": self.url,
       "GOOGLE_CLOUD_PROJECT": "project",
+      # Else gcsfs asks a service of its own for the kind of the bucket.
+      "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
     }
 
   def names(self, prefix: str) -> list[str]:
@@ -66,15 +71,17 @@ class FakeBuckets:
     with self._lock:
       return self.objects[name][1]
 
-  def kill_after_writing(self, pattern: str, pid: int) -> None:
-    """Kills a process, with -9, once an object of such a name is stored."""
+  def signal_after_writing(
+    self, pattern: str, pid: int, number: signal.Signals
+  ) -> None:
+    """Sends a signal once, when an object of such a name is stored."""
 
-    def kill(name: str) -> None:
+    def send(name: str) -> None:
       if re.search(pattern, name):
         self.after_write = lambda name: None
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
 
-    self.after_write = kill
+    self.after_write = send
 
   def put(self, name: str, content: bytes, if_generation: str | None) -> int:
     """Stores an object; returns its generation, 0 where it must not."""
@@ -104,6 +111,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   disable_nagle_algorithm = True
   buckets: FakeBuckets
 
+  def handle(self):
+    # A client that is killed resets its connections.
+    with contextlib.suppress(ConnectionError):
+      super().handle()
+
   def do_GET(self):
     self._route("GET")
 
@@ -128,6 +140,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       parts.pop(0)
     if parts[:3] != ["storage", "v1", "b"] or len(parts) < 4:
       self._answer(404, {"error": {"message": "no such page"}})
+    elif parts[3] == "closed":
+      self._answer(
+        401,
+        {"error": {"message": "Anonymous caller does not have access."}},
+      )
     elif parts[3] != "bucket":
       self._answer(
         404,
@@ -225,6 +242,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     elif kind == "resumable" and "upload_id" not in query:
       location = f"{self.buckets.url}{self.path}&upload_id=u"
       self._answer(200, {}, {"Location": location})
+      return
+    if self.buckets.refused and re.search(self.buckets.refused, name):
+      self._answer(403, {"error": {"message": "The quota is used up."}})
       return
     generation = self.buckets.put(name, body, query.get("ifGenerationMatch"))
     if not generation:

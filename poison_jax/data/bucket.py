@@ -12,17 +12,22 @@ import tensorstore as ts
 
 from poison_jax.errors import UserError
 
-# TensorStore's own 32 retries last a quarter of an hour, as long as a mistyped
-# name or a missing network would stay unsaid. These last about 20 seconds.
-_CONTEXT = ts.Context(
+# TensorStore's own 32 retries last a quarter of an hour: as long a missing
+# network would stay unsaid. So the first request to a bucket is given up after
+# about two seconds, any later one after about two minutes.
+_FIRST = ts.Context(
+  {"gcs_request_retries": {"max_retries": 2, "initial_delay": "500ms"}}
+)
+_LATER = ts.Context(
   {
     "gcs_request_retries": {
-      "max_retries": 5,
+      "max_retries": 10,
       "initial_delay": "500ms",
-      "max_delay": "8s",
+      "max_delay": "16s",
     }
   }
 )
+_GIVEN_UP = "retry attempts failed"
 
 
 @contextlib.contextmanager
@@ -32,10 +37,10 @@ def opened(path: str) -> Iterator[ts.KvStore]:
   Raises:
     UserError: in place of what TensorStore raises.
   """
-  if path.startswith("gs://"):
-    _log_in(path.split("/")[2])
   with one_line_errors(path):
-    yield _open(path, _CONTEXT)
+    if path.startswith("gs://"):
+      _log_in(path.split("/")[2])
+    yield _open(path, _LATER)
 
 
 def _open(path: str, context: ts.Context) -> ts.KvStore:
@@ -49,14 +54,16 @@ def _log_in(bucket: str) -> None:
   It does so at the first request, and writes to descriptor 2 which it takes,
   or that there are none. A request that needs some fails then, in one line.
   """
-  once = ts.Context({"gcs_request_retries": {"max_retries": 0}})
   sys.stderr.flush()
   kept = os.dup(2)
   nowhere = os.open(os.devnull, os.O_WRONLY)
   try:
     os.dup2(nowhere, 2)
-    with contextlib.suppress(ValueError):
-      _open(f"gs://{bucket}", once).read("config.json").result()
+    _open(f"gs://{bucket}", _FIRST).read("config.json").result()
+  except ValueError as error:
+    if _GIVEN_UP in str(error):
+      raise
+    # Another name may be allowed.
   finally:
     os.dup2(kept, 2)
     os.close(kept)
@@ -78,7 +85,7 @@ def one_line_errors(path: str) -> Iterator[None]:
         "UNAUTHENTICATED",
         "not logged in; try gcloud auth application-default login",
       ),
-      ("retry attempts failed", "can't be reached"),
+      (_GIVEN_UP, "can't be reached"),
       ("NOT_FOUND", "not found"),
       ("DATA_LOSS", "damaged"),
     ):

@@ -96,7 +96,12 @@ class CheckpointWriter:
       # What is being saved is worth having; the error itself goes on.
       with contextlib.suppress(UserError):
         self.wait()
-    self._manager.close()
+    try:
+      self._manager.close()
+    except Exception:
+      if kind is None:
+        raise
+      # A failed save's error, once more.
 
   def last_good_in_words(self) -> str:
     """Returns what a user whose run ends early wants to know."""
