@@ -29,6 +29,7 @@ class FakeBuckets:
     url: where it listens.
     after_write: called with an object's name once it is stored.
     refused: a pattern of names that can't be written.
+    describes_itself: whether one may ask for the bucket beside its objects.
     requests: (method, path, status) of all that was asked.
   """
 
@@ -36,6 +37,7 @@ class FakeBuckets:
     self.objects: dict[str, tuple[int, bytes]] = {}
     self.after_write: Callable[[str], None] = lambda name: None
     self.refused: str | None = None
+    self.describes_itself = True
     self.requests: list[tuple[str, str, int]] = []
     self._lock = threading.RLock()
     self._generation = 1000
@@ -150,6 +152,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         404,
         {"error": {"message": "The specified bucket does not exist."}},
       )
+    elif len(parts) == 4 and not self.buckets.describes_itself:
+      self._answer(403, {"error": {"message": "no storage.buckets.get access"}})
     elif len(parts) == 4:
       self._answer(200, {"kind": "storage#bucket", "name": "bucket"})
     elif len(parts) == 5 and method == "GET":

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import importlib.util
+import logging
 import os
 import re
 import sys
@@ -28,6 +29,7 @@ _LATER = ts.Context(
   }
 )
 _GIVEN_UP = "retry attempts failed"
+_LOG_IN = "not logged in; try gcloud auth application-default login"
 
 
 @contextlib.contextmanager
@@ -80,11 +82,9 @@ def one_line_errors(path: str) -> Iterator[None]:
     for cause, words in (
       ("No space left", "no space left on the device"),
       ("RESOURCE_EXHAUSTED", "no space or quota left"),
+      ("Anonymous caller", _LOG_IN),
+      ("UNAUTHENTICATED", _LOG_IN),
       ("PERMISSION_DENIED", "no permission"),
-      (
-        "UNAUTHENTICATED",
-        "not logged in; try gcloud auth application-default login",
-      ),
       (_GIVEN_UP, "can't be reached"),
       ("NOT_FOUND", "not found"),
       ("DATA_LOSS", "damaged"),
@@ -95,6 +95,19 @@ def one_line_errors(path: str) -> Iterator[None]:
     raise UserError(f"{path}: {reason[:300]}") from error
 
 
+def prepare_gcsfs(path: str) -> None:
+  """Has gcsfs say what is wrong by its errors alone, and the worst soon.
+
+  It logs each failed request, traceback included, and tries for a minute.
+
+  Raises:
+    UserError: the bucket can't be reached.
+  """
+  logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+  with opened(path):
+    pass
+
+
 def prepare_libraries(path: str) -> None:
   """Lets orbax and JAX open files in a bucket, which they do by themselves.
 
@@ -103,10 +116,14 @@ def prepare_libraries(path: str) -> None:
   which TensorStore's files change.
 
   Raises:
-    UserError: gcsfs is not installed.
+    UserError: gcsfs is not installed, the URL is none of gs://, or the bucket
+      can't be reached.
   """
+  if not path.startswith("gs://"):
+    raise UserError(f"{path} must be a local folder or gs://bucket/folder")
   if importlib.util.find_spec("gcsfs") is None:
     raise UserError(f"{path} needs the package gcsfs: pip install gcsfs")
+  prepare_gcsfs(path)
   import fsspec
 
   os.environ["EPATH_USE_TF"] = "false"

@@ -150,7 +150,7 @@ class Folder:
     """Returns the full path, for libraries that open files themselves.
 
     Raises:
-      UserError: gcsfs is not installed.
+      UserError: as `bucket.prepare_libraries`.
     """
     if self.local:
       return os.path.abspath(self.path)

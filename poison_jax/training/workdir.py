@@ -36,10 +36,6 @@ def locked(workdir: str) -> Iterator[Lock]:
     OSError: the folder can't be made or written.
   """
   folder = Folder(workdir)
-  if not (folder.local or workdir.startswith("gs://")):
-    raise UserError(
-      f"--workdir={workdir} must be a local folder or gs://bucket/folder"
-    )
   fresh = not folder.exists(lock_lib.FILE)
   if fresh and not folder.exists(CONFIG) and not folder.is_empty():
     raise UserError(
