@@ -132,7 +132,8 @@ def _remove(folder: Folder) -> None:
   with contextlib.suppress(UserError):  # The bucket's error is on its way.
     folder.delete(CONFIG)
   if folder.local:  # In a bucket the lock deletes itself at its end.
-    folder.delete(lock_lib.FILE)
+    for name in (*folder.partial_names(), lock_lib.FILE):
+      folder.delete(name)
     with contextlib.suppress(OSError):
       os.rmdir(folder.path)
 
