@@ -22,14 +22,14 @@ def _folder(tmp_path):
   return Folder(f"memory://{tmp_path.name}/runs/a")
 
 
-def _lease(folder, **changes):
-  """Writes the lease of another process."""
+def _lease(folder, *, age=60.0, **changes):
+  """Writes the lease of another process, renewed `age` seconds ago."""
   lease = {
     "host": "elsewhere",
     "pid": 7,
     "pids": "another boot",
     "token": "another",
-    "time": time.time() - 60,
+    "time": time.time() - age,
   }
   folder.write(lock_lib.FILE, json.dumps(lease | changes).encode())
 
@@ -63,7 +63,7 @@ def test_it_names_its_owner_while_it_is_held_and_goes_with_it(folder):
     # This one is alive: the test itself.
     {"pid": os.getpid(), "pids": lock_lib._pids()},
     # Another machine's clock may go before ours.
-    {"time": time.time() + 100},
+    {"age": -100},
   ],
 )
 def test_a_living_owner_is_named_and_left_alone(folder, changes):
@@ -78,7 +78,7 @@ def test_a_living_owner_is_named_and_left_alone(folder, changes):
 
 
 def test_what_is_old_or_dead_or_no_lease_is_taken_over(folder):
-  _lease(folder, time=time.time() - lock_lib.STALE - 1)
+  _lease(folder, age=lock_lib.STALE + 1)
   with lock_lib.locked(folder) as lock:
     lock.check()
   _lease(folder, pid=_dead_pid(), pids=lock_lib._pids())
@@ -122,7 +122,7 @@ def test_who_slept_through_its_time_finds_that_it_has_been_taken_over(
 
 
 def test_of_two_who_find_an_old_one_one_gets_it(folder, monkeypatch):
-  _lease(folder, time=0)
+  _lease(folder, age=1e6)
   write = Folder.write_versioned
 
   def late(self, name, content, *, version):
