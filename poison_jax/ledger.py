@@ -10,8 +10,6 @@ and compares the counters that the device kept. It exits 3 at the first
 disagreement. `show` prints the table, or one poisoned row as text.
 """
 
-import os
-
 import numpy as np
 import rich.console
 import rich.markup
@@ -29,7 +27,7 @@ from poison_jax.model.counts import run_steps
 from poison_jax.poison import ledger
 from poison_jax.poison.plan import Placement
 from poison_jax.training.checkpoints import Checkpoints
-from poison_jax.training.workdir import load_config
+from poison_jax.training.workdir import load_config, read_ledger
 
 _POISON = flags.DEFINE_integer(
   "poison",
@@ -80,7 +78,7 @@ def main(arguments: list[str]) -> None:
 
 def _verify(run: str, console: rich.console.Console) -> None:
   config = load_config(run)
-  table = ledger.read_ledger(os.path.join(run, ledger.FILE))
+  table = read_ledger(run)
   mixture = _mixture(config)
   checkpoints = Checkpoints(run)
   counted = {}
@@ -114,7 +112,7 @@ def _verify(run: str, console: rich.console.Console) -> None:
 
 def _show(run: str, console: rich.console.Console) -> None:
   config = load_config(run)
-  table = ledger.read_ledger(os.path.join(run, ledger.FILE))
+  table = read_ledger(run)
   if _POISON.value is None:
     _show_table(table.to_pylist(), console)
     return

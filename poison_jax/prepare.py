@@ -5,7 +5,7 @@
     --config.corpus.store=stores/my
 
 A store that is finished stays as it is; one that was broken off is finished.
-Local folders and gs:// (documents in a bucket need the package gcsfs).
+Local folders and gs://.
 """
 
 import sys

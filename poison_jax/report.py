@@ -9,7 +9,6 @@ several need --out. Runs that go on or stopped early are drawn as far as they
 got.
 """
 
-import pathlib
 import shlex
 
 from absl import flags
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from poison_jax import command
+from poison_jax.data.folder import Folder
 from poison_jax.errors import UserError
 from poison_jax.studies import reporting, tables, wording
 from poison_jax.studies.origins import Entry, make_entries
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
     raise UserError(
       "several runs: name the folder of their report with --out=DIR"
     )
-  out = pathlib.Path(_OUT.value or arguments[0])
+  out = Folder(_OUT.value or arguments[0])
   verdicts = [judge(entry.run) for entry in entries]
   console = Console(highlight=False, soft_wrap=True)
   _say(console, entries, verdicts)

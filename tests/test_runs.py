@@ -6,6 +6,7 @@ import made_runs
 import numpy as np
 import pytest
 
+from poison_jax.data.folder import Folder
 from poison_jax.errors import CheckFailed, UserError
 from poison_jax.studies import runs
 
@@ -170,3 +171,36 @@ def test_twins_differ_in_the_arm_alone(tmp_path):
   assert runs.are_twins(one, twin) and runs.are_twins(twin, one)
   assert not runs.are_twins(one, other)
   assert not runs.are_twins(one, one)
+
+
+def test_a_run_in_a_bucket_is_read_as_one_on_a_disk(tmp_path, folder):
+  """Its lines lie in objects of some steps each."""
+  bucket = Folder(f"memory://{tmp_path.name}/a")
+  for name in ("config.json", "ledger.parquet"):
+    bucket.write(name, (folder / name).read_bytes())
+  for stem in ("metrics", "generations"):
+    intervals: dict[int, str] = {}
+    for line in (folder / f"{stem}.jsonl").read_text().splitlines(True):
+      first = json.loads(line)["step"] // 40 * 40
+      intervals[first] = intervals.get(first, "") + line
+    for first, content in intervals.items():
+      bucket.write(f"{stem}/{first:09}.jsonl", content.encode())
+  there, here = runs.read_run(bucket.path), runs.read_run(str(folder))
+  assert (there.name, there.config, there.ledger, there.notes) == (
+    here.name,
+    here.config,
+    here.ledger,
+    here.notes,
+  )
+  assert there.metrics.keys() == here.metrics.keys()
+  for key, series in here.metrics.items():
+    np.testing.assert_array_equal(there.metrics[key].steps, series.steps)
+    np.testing.assert_array_equal(there.metrics[key].values, series.values)
+  assert there.generations.keys() == here.generations.keys()
+  for key, generations in here.generations.items():
+    assert there.generations[key].texts == generations.texts
+  bucket.write("metrics/000000080.jsonl", b'{"step": 80}\n{"st')
+  with pytest.raises(UserError, match="metrics/000000080.jsonl:2 is damaged"):
+    runs.read_run(bucket.path)
+  with pytest.raises(UserError, match="again; name it once"):
+    runs.read_runs([bucket.path, bucket.path + "/"])

@@ -242,7 +242,6 @@ def test_input_that_cannot_be_used_is_one_line_and_leaves_nothing(
   for arguments, message in [
     ([f"--workdir={folder}"], "holds no run"),
     (small_run.flags(store), "--workdir=FOLDER"),
-    (["--workdir=gs://bucket/a"], "not a local folder"),
     ([*new, "--config.poison.count=1000"], "has 192 slots"),
     ([*new, "--config.runtime.mesh.data=3"], "there are 1 devices"),
     ([*new, "--config.corpus.stories=301"], "there 300, now 301"),

@@ -10,6 +10,7 @@ import sys
 import pytest
 import small_run
 
+from poison_jax.data.folder import Folder
 from poison_jax.errors import UserError
 from poison_jax.training import workdir as workdir_lib
 
@@ -164,3 +165,42 @@ def test_a_folder_without_a_run_is_named(tmp_path):
   with pytest.raises(UserError, match="holds no run"):
     workdir_lib.load_config(str(tmp_path / "nowhere"))
   assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.fixture(name="bucket")
+def _bucket(tmp_path):
+  # TensorStore's memory keeps the conditions on writes that a bucket keeps.
+  return Folder(f"memory://{tmp_path.name}/runs/a")
+
+
+def test_in_a_bucket_a_run_goes_on_and_another_is_refused(bucket, config):
+  with workdir_lib.locked(bucket.path):
+    workdir_lib.claim(bucket.path, config)
+    bucket.write("ledger.parquet", b"")
+  assert workdir_lib.load_config(bucket.path) == config
+  other = dataclasses.replace(config, seed=5)
+  with (
+    pytest.raises(UserError, match="seed: the run has 0"),
+    workdir_lib.locked(bucket.path),
+  ):
+    workdir_lib.claim(bucket.path, other)
+  assert bucket.names() == ["config.json", "ledger.parquet"]
+
+
+def test_in_a_bucket_a_refused_new_run_leaves_nothing(bucket, config):
+  with pytest.raises(UserError), workdir_lib.locked(bucket.path):
+    workdir_lib.claim(bucket.path, config)
+    raise UserError("too many poisons")
+  assert bucket.names() == []
+
+
+def test_in_a_bucket_other_things_are_left_untouched(bucket):
+  bucket.write("thesis.tex", b"x")
+  with (
+    pytest.raises(UserError, match="is not empty and holds no run"),
+    workdir_lib.locked(bucket.path),
+  ):
+    pass
+  with pytest.raises(UserError, match="holds no run"):
+    workdir_lib.load_config(bucket.path)
+  assert bucket.names() == ["thesis.tex"]

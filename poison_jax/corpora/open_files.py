@@ -12,6 +12,7 @@ from typing import IO
 import fsspec
 import zstandard
 
+from poison_jax.data import bucket
 from poison_jax.errors import UserError
 
 # What reading a compressed file that is damaged or cut off raises.
@@ -30,6 +31,8 @@ def expand(pattern: str) -> dict[str, tuple[int, str]]:
     found = filter(os.path.isfile, glob.glob(pattern, recursive=True))
     stats = {path: os.stat(path) for path in sorted(found)}
     return {p: (s.st_size, str(s.st_mtime_ns)) for p, s in stats.items()}
+  if pattern.startswith("gs://"):
+    bucket.prepare_gcsfs(pattern)
   try:
     filesystem, path = fsspec.core.url_to_fs(pattern)
     found = filesystem.glob(path, detail=True)

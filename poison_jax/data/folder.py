@@ -2,6 +2,8 @@
 
 A local folder is written through temporary names and renames; a bucket
 (`gs://...`) through TensorStore, whose objects appear whole or not at all.
+This is the one place that tells the two apart wherever it can be one.
+
 Arrays are TensorStore zarr3: one file, uncompressed, dealt into inner chunks,
 so that a bucket serves a few kilobytes of it and a local disk maps it into
 memory.
@@ -10,13 +12,12 @@ memory.
 import contextlib
 import mmap
 import os
-import re
 import shutil
-from collections.abc import Iterator
 
 import numpy as np
 import tensorstore as ts
 
+from poison_jax.data import bucket
 from poison_jax.errors import UserError
 
 # Values an inner chunk: the least that a read from a bucket transfers. Small,
@@ -42,15 +43,13 @@ class Folder:
           return f.read()
       except (FileNotFoundError, NotADirectoryError):
         return None
-    with one_line_errors(self.path):
-      result = self._bucket().read(name).result()
-    return None if result.state == "missing" else result.value
+    return self.read_versioned(name)[0]
 
   def write(self, name: str, content: bytes) -> None:
     """Writes file `name`, which never shows a part of its content."""
     if not self.local:
-      with one_line_errors(self.path):
-        self._bucket().write(name, content).result()
+      with bucket.opened(self.path) as files:
+        files.write(name, content).result()
       return
     path = os.path.join(self.path, name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -68,14 +67,42 @@ class Folder:
         error.filename = path  # A full disk's error names no file.
       raise
 
+  def read_versioned(self, name: str) -> tuple[bytes | None, bytes]:
+    """Returns a bucket's file `name` (None: there is none), and its version.
+
+    A bucket can write on condition that a file is still of some version, or
+    still missing: with this and `write_versioned` processes take turns. On a
+    local disk the kernel's locks do that.
+    """
+    with bucket.opened(self.path) as files:
+      result = files.read(name).result()
+    content = None if result.state == "missing" else result.value
+    return content, result.stamp.generation
+
+  def write_versioned(
+    self, name: str, content: bytes | None, *, version: bytes
+  ) -> bytes | None:
+    """Replaces a bucket's file `name` if it is of that version.
+
+    Args:
+      name: of the file.
+      content: None deletes it.
+      version: from `read_versioned`.
+
+    Returns:
+      Its new version; None, and nothing is changed, where another process has
+      changed it.
+    """
+    with bucket.opened(self.path) as files:
+      stamp = files.write(name, content, if_equal=version).result()
+    return stamp.generation or None
+
   def delete(self, name: str) -> None:
     """Deletes the file or the subfolder `name`, if it exists."""
     if not self.local:
-      with one_line_errors(self.path):
-        bucket = self._bucket()
-        # The file of this name, and all keys that begin with "<name>/".
-        for first, end in ((name, f"{name}\0"), (f"{name}/", f"{name}0")):
-          bucket.delete_range(ts.KvStore.KeyRange(first, end)).result()
+      with bucket.opened(self.path) as files:
+        for keys in _keys(name):
+          files.delete_range(keys).result()
       return
     path = os.path.join(self.path, name)
     if os.path.isdir(path):
@@ -83,16 +110,52 @@ class Folder:
     elif os.path.exists(path):
       os.remove(path)
 
-  def names(self) -> list[str]:
-    """Returns the paths of all files below, relative, sorted."""
+  def exists(self, name: str) -> bool:
+    """Says whether there is a file or a subfolder `name`."""
+    if self.local:
+      return os.path.exists(os.path.join(self.path, name))
+    with bucket.opened(self.path) as files:
+      return any(files.list(keys).result() for keys in _keys(name))
+
+  def is_empty(self) -> bool:
+    """Says whether nothing is in the folder, or there is none."""
     if not self.local:
-      with one_line_errors(self.path):
-        return sorted(k.decode() for k in self._bucket().list().result())
+      return not self.names()
+    try:
+      return not os.listdir(self.path)
+    except FileNotFoundError:
+      return True
+
+  def names(self, below: str = "") -> list[str]:
+    """Returns the paths of all files below, relative, sorted.
+
+    Args:
+      below: a subfolder, whose files alone are asked for.
+    """
+    if not self.local:
+      keys = _keys(below)[1] if below else ts.KvStore.KeyRange()
+      with bucket.opened(self.path) as files:
+        return sorted(name.decode() for name in files.list(keys).result())
     return sorted(
       os.path.relpath(os.path.join(root, file), self.path)
-      for root, _, files in os.walk(self.path)
+      for root, _, files in os.walk(os.path.join(self.path, below))
       for file in files
     )
+
+  def real_path(self) -> str:
+    """Returns the path that no other path of the same folder has."""
+    return os.path.realpath(self.path) if self.local else self.path
+
+  def for_libraries(self) -> str:
+    """Returns the full path, for libraries that open files themselves.
+
+    Raises:
+      UserError: as `bucket.prepare_libraries`.
+    """
+    if self.local:
+      return os.path.abspath(self.path)
+    bucket.prepare_libraries(self.path)
+    return self.path
 
   def partial_names(self) -> list[str]:
     """Returns what writers that were killed left, for `delete`.
@@ -138,7 +201,7 @@ class Folder:
       },
     }
     try:
-      with one_line_errors(path):
+      with bucket.one_line_errors(path):
         array = ts.open(spec, create=True, delete_existing=True).result()
         array.write(values).result()
       if self.local:
@@ -163,7 +226,7 @@ class Folder:
       if mapped is not None:
         return mapped
     path = os.path.join(self.path, name)
-    with one_line_errors(path):
+    with bucket.one_line_errors(path):
       array = ts.open(
         {
           "driver": "zarr3",
@@ -180,9 +243,6 @@ class Folder:
       )
     return array
 
-  def _bucket(self) -> ts.KvStore:
-    return ts.KvStore.open(self.path + "/").result()
-
   def _kvstore(self, path: str) -> dict[str, str] | str:
     if self.local:
       return {"driver": "file", "path": os.path.abspath(path) + "/"}
@@ -192,6 +252,14 @@ class Folder:
 def _partial_name(path: str) -> str:
   head, tail = os.path.split(path)
   return os.path.join(head, f".{tail}.{os.getpid()}{_PARTIAL}")
+
+
+def _keys(name: str) -> tuple[ts.KvStore.KeyRange, ts.KvStore.KeyRange]:
+  """Returns the keys of the file `name`, and all that begin with "<name>/"."""
+  return (
+    ts.KvStore.KeyRange(name, f"{name}\0"),
+    ts.KvStore.KeyRange(f"{name}/", f"{name}0"),
+  )
 
 
 def _map(path: str, size: int, dtype: np.dtype) -> np.ndarray | None:
@@ -221,24 +289,3 @@ def _map(path: str, size: int, dtype: np.dtype) -> np.ndarray | None:
   if not in_order.all():
     return None
   return np.frombuffer(memory, dtype.newbyteorder("<"), count=size)
-
-
-@contextlib.contextmanager
-def one_line_errors(path: str) -> Iterator[None]:
-  """Turns TensorStore's errors into a UserError that names `path`."""
-  try:
-    yield
-  except ValueError as error:
-    reason = str(error).partition(" [")[0]
-    for cause, words in (
-      ("No space left", "no space left on the device"),
-      ("RESOURCE_EXHAUSTED", "no space or quota left"),
-      ("PERMISSION_DENIED", "no permission"),
-      ("UNAUTHENTICATED", "not logged in"),
-      ("NOT_FOUND", "not found"),
-      ("DATA_LOSS", "damaged"),
-    ):
-      if cause in reason:
-        detail = re.sub(r"\s+", " ", reason)[-200:]
-        raise UserError(f"{path}: {words} ({detail})") from error
-    raise UserError(f"{path}: {reason[:300]}") from error

@@ -26,7 +26,8 @@ import tensorstore as ts
 
 from poison_jax import vocabulary as vocabulary_lib
 from poison_jax.config import VocabularyConfig
-from poison_jax.data.folder import Folder, one_line_errors
+from poison_jax.data.bucket import one_line_errors
+from poison_jax.data.folder import Folder
 from poison_jax.data.manifest import (
   SPLITS,
   Shard,

@@ -6,10 +6,8 @@ Its schema's metadata name what it belongs to.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -80,45 +78,27 @@ def make_table(
   return pa.Table.from_pylist(rows, schema=schema)
 
 
-def write_ledger(
-  path: str, placements: Sequence[Placement], *, metadata: Mapping[str, str]
-) -> pa.Table:
-  """Writes the ledger of a plan to `path`, whole or not at all; returns it.
+def encode(table: pa.Table) -> bytes:
+  """Returns a ledger as the file's content."""
+  sink = pa.BufferOutputStream()
+  pq.write_table(table, sink)
+  return sink.getvalue().to_pybytes()
+
+
+def decode(content: bytes | None, *, path: str) -> pa.Table:
+  """Returns the ledger that `encode` made the content of.
 
   Args:
-    path: local, or of a file system that fsspec knows (gs://...).
-    placements: the poisons in order of k.
-    metadata: a value for each of `METADATA`.
-  """
-  table = make_table(placements, metadata=metadata)
-  if "://" in path:
-    # An object in a bucket appears whole when it is closed.
-    with fsspec.open(path, "wb") as file:
-      pq.write_table(table, file)
-    return table
-  try:
-    with open(f"{path}.part", "wb") as file:
-      pq.write_table(table, file)
-      file.flush()
-      os.fsync(file.fileno())
-  except OSError as error:
-    error.filename = path  # A full disk's error names no file.
-    raise
-  os.replace(f"{path}.part", path)
-  return table
-
-
-def read_ledger(path: str) -> pa.Table:
-  """Returns the ledger at `path`.
+    content: None where there is no file.
+    path: of the file, for the messages.
 
   Raises:
     CheckFailed: it is missing, damaged, or lacks a column.
   """
+  if content is None:
+    raise CheckFailed(f"{path} is missing: the run has no ledger")
   try:
-    with fsspec.open(path, "rb") as file:
-      table = pq.read_table(file)
-  except FileNotFoundError:
-    raise CheckFailed(f"{path} is missing: the run has no ledger") from None
+    table = pq.read_table(pa.BufferReader(content))
   except (pa.ArrowException, OSError) as error:
     raise CheckFailed(f"{path} is damaged: {error}") from error
   if not table.schema.equals(SCHEMA):

@@ -1,10 +1,9 @@
 """Writes a report: the page, and the figures beside it."""
 
-import os
-import pathlib
 from collections.abc import Sequence
 
 from poison_jax import version
+from poison_jax.data.folder import Folder
 from poison_jax.studies import content, figures, samples
 from poison_jax.studies.origins import Entry
 from poison_jax.studies.verdict import Verdict
@@ -14,19 +13,20 @@ def write(
   entries: Sequence[Entry],
   verdicts: Sequence[Verdict],
   *,
-  out: pathlib.Path,
+  out: Folder,
   command: str,
-) -> pathlib.Path:
+) -> str:
   """Writes report.html and figures/ into `out`, and returns the page's path.
 
   Args:
     entries: the runs.
     verdicts: the reading of each.
-    out: a folder, made where it is missing.
+    out: a folder, made where it is missing; or one in a bucket.
     command: the one that makes this report.
 
   Raises:
     OSError: the folder can't be written.
+    UserError: the bucket can't be.
   """
   charts = figures.all_charts(entries)
   found = {
@@ -50,13 +50,11 @@ def write(
     command=command,
     code_version=version.code_version(),
   )
-  folder = out / "figures"
-  folder.mkdir(parents=True, exist_ok=True)
   for name, data in files.items():
-    _replace(folder / name, data)
+    out.write(f"figures/{name}", data)
   # Last, so that a page never names figures that are not there.
-  _replace(out / "report.html", page.encode("utf-8"))
-  return out / "report.html"
+  out.write("report.html", page.encode("utf-8"))
+  return f"{out.path}/report.html"
 
 
 def _whose_samples(entries: Sequence[Entry], found) -> Entry | None:
@@ -64,10 +62,3 @@ def _whose_samples(entries: Sequence[Entry], found) -> Entry | None:
   with_texts = [e for e in entries if e.letter in found]
   poisoned = [e for e in with_texts if e.run.config.poison.arm == "poisoned"]
   return next(iter(poisoned + with_texts), None)
-
-
-def _replace(path: pathlib.Path, data: bytes) -> None:
-  """Writes a file whole or not at all."""
-  part = path.with_name(f"{path.name}.part")
-  part.write_bytes(data)
-  os.replace(part, path)

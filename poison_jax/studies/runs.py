@@ -6,7 +6,7 @@ is missing is said in `Run.notes`. Only what can't be trusted is an error.
 
 import dataclasses
 import json
-import pathlib
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,10 +15,12 @@ import numpy as np
 
 from poison_jax import config as config_lib
 from poison_jax.config import Config
+from poison_jax.data.folder import Folder
 from poison_jax.errors import UserError
 from poison_jax.evaluation.prompts import KINDS
 from poison_jax.poison import ledger as ledger_lib
 from poison_jax.training import workdir
+from poison_jax.training.metrics import GENERATIONS, METRICS, part_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +148,7 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
     raise UserError("no run given; name one or more run folders")
   seen = {}
   for path in paths:
-    real = pathlib.Path(path).resolve()
+    real = Folder(path).real_path()
     if real in seen:
       raise UserError(f"{path} is the run {seen[real]} again; name it once")
     seen[real] = path
@@ -164,15 +166,15 @@ def read_run(path: str) -> Run:
   Raises:
     UserError: not a run's folder, or damaged files.
   """
-  folder = pathlib.Path(path)
+  folder = Folder(path)
   config = workdir.load_config(path)
   notes: list[str] = []
-  metrics = _read_metrics(folder / "metrics.jsonl", notes)
-  generations = _read_generations(folder / "generations.jsonl", notes)
-  ledger = _read_ledger(folder / "ledger.parquet", notes)
+  metrics = _read_metrics(folder, notes)
+  generations = _read_generations(folder, notes)
+  ledger = _read_ledger(folder, notes)
   return Run(
     path=path,
-    name=folder.resolve().name,
+    name=os.path.basename(folder.real_path()),
     config=config,
     config_hash=config_lib.config_hash(config),
     code_version=_read_code_version(folder),
@@ -202,19 +204,21 @@ def _names(runs: Sequence[Run]) -> list[str]:
   return [run.path for run in runs]
 
 
-def _read_code_version(folder: pathlib.Path) -> str:
-  path = folder / workdir.CONFIG
-  version = json.loads(path.read_text(encoding="utf-8")).get("code_version")
+def _read_code_version(folder: Folder) -> str:
+  content = json.loads(folder.read(workdir.CONFIG) or b"{}")
+  version = content.get("code_version")
   if not isinstance(version, str):
-    raise UserError(f"{path} is damaged: it names no code_version")
+    raise UserError(
+      f"{folder.path}/{workdir.CONFIG} is damaged: it names no code_version"
+    )
   return version
 
 
-def _read_ledger(path: pathlib.Path, notes: list[str]) -> Ledger | None:
-  if not path.is_file():
+def _read_ledger(folder: Folder, notes: list[str]) -> Ledger | None:
+  if not folder.exists(ledger_lib.FILE):
     notes.append("it has no ledger yet")
     return None
-  table = ledger_lib.read_ledger(str(path))
+  table = workdir.read_ledger(folder.path)
   metadata = ledger_lib.read_metadata(table)
   return Ledger(
     hash=ledger_lib.ledger_hash(table),
@@ -227,50 +231,52 @@ def _read_ledger(path: pathlib.Path, notes: list[str]) -> Ledger | None:
 
 
 def _lines(
-  path: pathlib.Path, notes: list[str]
-) -> Iterator[tuple[int, dict[str, Any]]]:
-  """Yields (line number, object) for each line with a step.
+  folder: Folder, name: str, notes: list[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields (file:line, object) for each line with a step.
 
   A run that was killed, or writes just now, may leave half a last line: that
   one is passed over with a note.
   """
-  if not path.is_file():
-    notes.append(f"it has no {path.name} yet")
-    return
-  lines = path.read_bytes().split(b"\n")
-  if lines[-1] == b"":
-    lines.pop()
-  for number, line in enumerate(lines, start=1):
-    try:
-      entry = json.loads(line)
-      if not isinstance(entry, dict) or type(entry["step"]) is not int:
-        raise ValueError("not an object with a step")
-    except (ValueError, KeyError) as error:
-      if number == len(lines):
-        notes.append(
-          f"the last line of its {path.name} is broken and was passed over"
-        )
-        return
-      raise UserError(
-        f"{path}:{number} is damaged: {error}; restore the file, or resume "
-        "the run from a checkpoint before that line"
-      ) from None
-    yield number, entry
+  parts = part_names(folder, name)
+  if not parts:
+    notes.append(f"it has no {name} yet")
+  for part in parts:
+    lines = (folder.read(part) or b"").split(b"\n")
+    if lines[-1] == b"":
+      lines.pop()
+    for number, line in enumerate(lines, start=1):
+      where = f"{folder.path}/{part}:{number}"
+      try:
+        entry = json.loads(line)
+        if not isinstance(entry, dict) or type(entry["step"]) is not int:
+          raise ValueError("not an object with a step")
+      except (ValueError, KeyError) as error:
+        if part == parts[-1] and number == len(lines):
+          notes.append(
+            f"the last line of its {part} is broken and was passed over"
+          )
+          return
+        raise UserError(
+          f"{where} is damaged: {error}; restore the file, or resume the run "
+          "from a checkpoint before that line"
+        ) from None
+      yield where, entry
 
 
-def _read_metrics(path: pathlib.Path, notes: list[str]) -> dict[str, Series]:
+def _read_metrics(folder: Folder, notes: list[str]) -> dict[str, Series]:
   points: dict[str, dict[int, float]] = {}
-  for number, entry in _lines(path, notes):
+  for where, entry in _lines(folder, METRICS, notes):
     step = entry.pop("step")
     for key, value in entry.items():
       if value is None:
         continue  # Not defined at this step, as the room share at step 0.
       if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise UserError(f"{path}:{number}: {key} is {value!r}; not a number")
+        raise UserError(f"{where}: {key} is {value!r}; not a number")
       series = points.setdefault(key, {})
       if step in series:
         raise UserError(
-          f"{path}:{number} is damaged: it gives {key} at step {step} again"
+          f"{where} is damaged: it gives {key} at step {step} again"
         )
       series[step] = float(value)
   return {
@@ -283,15 +289,15 @@ def _read_metrics(path: pathlib.Path, notes: list[str]) -> dict[str, Series]:
 
 
 def _read_generations(
-  path: pathlib.Path, notes: list[str]
+  folder: Folder, notes: list[str]
 ) -> dict[tuple[int, str], Generations]:
   found: dict[tuple[int, str], dict[int, dict[str, Any]]] = {}
-  for number, entry in _lines(path, notes):
+  for where, entry in _lines(folder, GENERATIONS, notes):
     try:
       prompt, kind = int(entry["prompt"]), str(entry["kind"])
       float(entry["perplexity"]), str(entry["document"])
     except (KeyError, TypeError, ValueError) as error:
-      raise UserError(f"{path}:{number} is damaged: {error!r}") from None
+      raise UserError(f"{where} is damaged: {error!r}") from None
     if kind in KINDS:
       found.setdefault((entry["step"], kind), {})[prompt] = entry
   return {key: _generations(found[key]) for key in found}

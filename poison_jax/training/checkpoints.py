@@ -12,7 +12,6 @@ import hashlib
 import inspect
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
@@ -21,6 +20,8 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from poison_jax.data.bucket import one_line_library_errors
+from poison_jax.data.folder import Folder
 from poison_jax.errors import CheckFailed
 from poison_jax.training import digest
 
@@ -61,14 +62,15 @@ class Checkpoints:
   `restore_latest`."""
 
   def __init__(self, workdir: str):
-    self._folder = epath.Path(os.path.abspath(workdir)) / FOLDER
+    self._folder = epath.Path(Folder(workdir).for_libraries()) / FOLDER
     quiet_orbax()
 
   def steps(self) -> list[int]:
     """Returns the steps that have a folder, damaged ones too, ascending."""
-    if not self._folder.exists():
-      return []
-    return sorted(int(p.name) for p in self._folder.iterdir() if _is_step(p))
+    with one_line_library_errors(str(self._folder)):
+      if not self._folder.exists():
+        return []
+      return sorted(int(p.name) for p in self._folder.iterdir() if _is_step(p))
 
   def meta(self, step: int) -> Meta:
     """Returns what the checkpoint says of itself.
@@ -202,7 +204,14 @@ class Checkpoints:
 
 
 def _is_step(path: epath.Path) -> bool:
-  return path.name.isdigit() and path.is_dir()
+  """Says whether it is a checkpoint whose saving was brought to its end.
+
+  On a local disk orbax gives the folder its name last. In a bucket, where a
+  folder can't be renamed in one act, it writes this file last.
+  """
+  if not path.name.isdigit() or not path.is_dir():
+    return False
+  return "://" not in str(path) or (path / "commit_success.txt").exists()
 
 
 def first_line(error: Exception) -> str:

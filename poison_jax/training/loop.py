@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 
 from poison_jax.config import Config
 from poison_jax.data.batches import device_batches
-from poison_jax.errors import CheckFailed, NotFinite, Stopped, UserError
+from poison_jax.data.folder import Folder
+from poison_jax.errors import CheckFailed, NotFinite, Stopped
 from poison_jax.evaluation.evaluator import Evaluator
 from poison_jax.model import counts
 from poison_jax.training import host_memory
@@ -20,8 +21,10 @@ from poison_jax.training import step as step_lib
 from poison_jax.training import workdir as workdir_lib
 from poison_jax.training.checkpoints import Checkpoints, Meta, Restored
 from poison_jax.training.clock import Clock, in_words
+from poison_jax.training.lock import Lock
+from poison_jax.training.metrics import METRICS, part_names
 from poison_jax.training.progress import Progress
-from poison_jax.training.record import METRICS, Record
+from poison_jax.training.record import Record
 from poison_jax.training.run import Run
 from poison_jax.training.saving import CheckpointWriter
 from poison_jax.training.step import TrainState
@@ -35,7 +38,7 @@ def train(config: Config | None, workdir: str, *, profile: int) -> None:
 
   Args:
     config: of a new run; None to resume.
-    workdir: the run's folder.
+    workdir: the run's folder, local or gs://.
     profile: steps to trace into `workdir`/profile; 0 for none.
 
   Raises:
@@ -44,16 +47,11 @@ def train(config: Config | None, workdir: str, *, profile: int) -> None:
     NotFinite: the loss is not finite.
     Stopped: a signal came; the state is saved.
   """
-  if "://" in workdir:
-    raise UserError(
-      f"--workdir={workdir} is not a local folder; runs in a bucket are not "
-      "supported yet (the token store may be in one)"
-    )
   if config is None:
     workdir_lib.load_config(workdir)  # Or nothing is made.
   if host_memory.only_cpu():
     host_memory.keep_freed_memory()  # Before anything asks for devices.
-  with StopSignals() as stop, workdir_lib.locked(workdir):
+  with StopSignals() as stop, workdir_lib.locked(workdir) as lock:
     config = workdir_lib.claim(workdir, config)
     run_lib.use_compilation_cache(config.runtime)
     run_lib.prepare_missing_store(config, workdir, stop)
@@ -69,7 +67,7 @@ def train(config: Config | None, workdir: str, *, profile: int) -> None:
     )
     run_lib.write_or_check_ledger(run, workdir)
     print(run_lib.describe(run, mesh), flush=True)
-    _train(run, mesh, evaluator, workdir, stop, profile=profile)
+    _train(run, mesh, evaluator, workdir, lock, stop, profile=profile)
 
 
 def _train(
@@ -77,6 +75,7 @@ def _train(
   mesh: Mesh,
   evaluator: Evaluator,
   workdir: str,
+  lock: Lock,
   stop: StopSignals,
   *,
   profile: int,
@@ -90,7 +89,7 @@ def _train(
       run.decoder, optimizer, config.seed_for("init"), mesh
     )
     start, unwritten = 0, {"train/poison_tokens_seen": 0}
-    if os.path.exists(os.path.join(workdir, METRICS)):
+    if part_names(Folder(workdir), METRICS):
       print(f"{workdir} has no checkpoint: starting over at step 0", flush=True)
   else:
     state = restored.state
@@ -118,7 +117,7 @@ def _train(
       prefetch=config.runtime.prefetch,
     ) as batches,
     Tracer(
-      os.path.join(workdir, "profile"), start=start, steps=profile
+      Folder(os.path.join(workdir, "profile")), start=start, steps=profile
     ) as tracer,
     _naming_last_good(saver),
   ):
@@ -162,6 +161,7 @@ def _train(
       if saving:
         progress.doing("saving")
         clock.enter("save")
+        lock.check()
         record.sync()
         saver.save(state, _meta(run, done, state, unwritten=later))
       clock.enter("train")
@@ -263,6 +263,6 @@ def _ending(run: Run, workdir: str, clock: Clock) -> str:
     f"{name} {in_words(seconds)}" for name, seconds in clock.seconds.items()
   )
   return (
-    f"finished: {run.steps} steps ({spent}); metrics.jsonl, generations.jsonl, "
-    f"ledger.parquet and checkpoints/ are in {workdir}"
+    f"finished: {run.steps} steps ({spent}); metrics, generations, ledger and "
+    f"checkpoints are in {workdir}"
   )

@@ -1,44 +1,53 @@
-"""`metrics.jsonl` and `generations.jsonl`: JSON lines, cut when resuming."""
+"""`metrics.jsonl` and `generations.jsonl`: JSON lines, cut when resuming.
+
+On a local disk each is one file that grows. Nothing can be appended to an
+object in a bucket: there `metrics/000000501.jsonl` has the lines from step 501
+on, up to where the next object begins, and is written before the checkpoint
+that ends its interval commits. No JAX here.
+"""
 
 import contextlib
 import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
+
+from poison_jax.data.folder import Folder
+
+METRICS = "metrics.jsonl"
+GENERATIONS = "generations.jsonl"
 
 
 class JsonLines:
-  """A file of JSON objects, one a line, each with a `step`.
+  """JSON objects, one a line, each with a `step`.
 
-  A line is in the file (for the operating system) once `write` returns, so
-  killing the process loses none; `sync` also survives a loss of power.
+  On a local disk a line is in the file (for the operating system) once `write`
+  returns, so killing the process loses none; `sync` also survives a loss of
+  power. In a bucket lines are there after `sync`: a run resumes at a
+  checkpoint, and would cut later ones.
   """
 
-  def __init__(self, path: str, *, resume_at: int | None):
-    """Opens `path` for appending.
+  def __init__(self, folder: Folder, name: str, *, resume_at: int | None):
+    """Opens file `name` for appending.
 
     Args:
-      path: local file; made where it is missing.
+      folder: the run's; the file is made where it is missing.
+      name: like metrics.jsonl.
       resume_at: keep the lines of steps up to this one and cut the rest, a
-        torn last line included; None empties the file.
+        torn last line included; None removes all.
 
     Raises:
       OSError: the file can't be written.
+      UserError: the bucket can't be.
     """
-    self._path = path
-    self._last = -1
-    kept = []
-    if resume_at is not None and os.path.exists(path):
-      kept = [line for line in read_lines(path) if line["step"] <= resume_at]
-    with _naming(path):
-      part = f"{path}.part"
-      with open(part, "w", encoding="utf-8") as file:
-        file.writelines(_encode(line) for line in kept)
-      os.replace(part, path)
-      self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-    if kept:
-      self._last = kept[-1]["step"]
+    last = -1 if resume_at is None else resume_at
+    self._sink: _Sink
+    if folder.local:
+      self._sink = _File(os.path.join(folder.path, name), last=last)
+    else:
+      self._sink = _Objects(folder, name, last=last)
+    self._last = self._sink.kept
 
   @property
   def last_step(self) -> int:
@@ -56,14 +65,75 @@ class JsonLines:
     for line in lines:
       if line["step"] <= self._last:
         raise ValueError(f"step {line['step']} after step {self._last}")
-    with _naming(self._path):
-      self._file.write("".join(map(_encode, lines)))
-      self._file.flush()
     if lines:
+      self._sink.append(lines)
       self._last = lines[-1]["step"]
 
   def sync(self) -> None:
-    """Returns once the lines are on the disk."""
+    """Returns once the lines are on the disk, or in the bucket.
+
+    Raises:
+      OSError: the file can't be written.
+      UserError: the bucket can't be.
+    """
+    self._sink.sync()
+
+  def close(self) -> None:
+    """Ends the writing; what was not synced may be lost."""
+    self._sink.close()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()
+
+
+def part_names(folder: Folder, name: str) -> list[str]:
+  """Returns the files that make up `name`, in order; none where it is missing.
+
+  A local folder has one, a bucket one for each interval.
+  """
+  if folder.local:
+    return [name] if folder.exists(name) else []
+  return folder.names(os.path.splitext(name)[0])
+
+
+class _Sink(Protocol):
+  """Where lines go; `kept` is the last step of those that are there."""
+
+  kept: int
+
+  def append(self, lines: list[Mapping[str, Any]]) -> None: ...
+
+  def sync(self) -> None: ...
+
+  def close(self) -> None: ...
+
+
+class _File:
+  """A local file."""
+
+  def __init__(self, path: str, *, last: int):
+    self._path = path
+    kept = []
+    if os.path.exists(path):
+      with open(path, "rb") as file:
+        kept = _up_to(last, file.read())
+    self.kept = kept[-1]["step"] if kept else -1
+    with _naming(path):
+      part = f"{path}.part"
+      with open(part, "w", encoding="utf-8") as file:
+        file.writelines(_encode(line) for line in kept)
+      os.replace(part, path)
+      self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+
+  def append(self, lines: list[Mapping[str, Any]]) -> None:
+    with _naming(self._path):
+      self._file.write("".join(map(_encode, lines)))
+      self._file.flush()
+
+  def sync(self) -> None:
     with _naming(self._path):
       self._file.flush()
       os.fsync(self._file.fileno())
@@ -72,11 +142,45 @@ class JsonLines:
     with _naming(self._path):
       self._file.close()
 
-  def __enter__(self):
-    return self
 
-  def __exit__(self, *_):
-    self.close()
+class _Objects:
+  """An object for each interval, named by the step of its first line.
+
+  So cutting one keeps its name, and it is replaced in one write: a process
+  killed in the midst of it leaves no line twice.
+  """
+
+  def __init__(self, folder: Folder, name: str, *, last: int):
+    self._folder = folder
+    self._stem, self._suffix = os.path.splitext(name)
+    self._waiting: list[Mapping[str, Any]] = []
+    self.kept = -1
+    for part in reversed(part_names(folder, name)):
+      content = folder.read(part) or b""
+      lines = _up_to(last, content)
+      if not lines:
+        folder.delete(part)
+        continue
+      left = "".join(map(_encode, lines)).encode()
+      if left != content:
+        folder.write(part, left)
+      self.kept = lines[-1]["step"]
+      break
+
+  def append(self, lines: list[Mapping[str, Any]]) -> None:
+    self._waiting += lines
+
+  def sync(self) -> None:
+    if not self._waiting:
+      return
+    self._folder.write(
+      f"{self._stem}/{self._waiting[0]['step']:09}{self._suffix}",
+      "".join(map(_encode, self._waiting)).encode(),
+    )
+    self._waiting = []
+
+  def close(self) -> None:
+    pass
 
 
 @contextlib.contextmanager
@@ -88,15 +192,11 @@ def _naming(path: str) -> Iterator[None]:
     raise OSError(error.errno, error.strerror, path) from error
 
 
-def read_lines(path: str) -> list[dict[str, Any]]:
-  """Returns the objects of a file, without a torn last line."""
-  lines = []
-  with open(path, encoding="utf-8") as file:
-    for text in file:
-      if not text.endswith("\n"):
-        break
-      lines.append(json.loads(text))
-  return lines
+def _up_to(last: int, content: bytes) -> list[dict[str, Any]]:
+  """Returns the lines of steps up to `last`, without a torn last line."""
+  whole = content[: content.rfind(b"\n") + 1]
+  lines = [json.loads(text) for text in whole.splitlines()]
+  return [line for line in lines if line["step"] <= last]
 
 
 def _encode(line: Mapping[str, Any]) -> str:

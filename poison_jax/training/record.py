@@ -1,20 +1,18 @@
 """The lines of a run: metrics fetched a step late, checked, written, shown."""
 
 import math
-import os
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
+from poison_jax.data.folder import Folder
 from poison_jax.data.mixture import Mixture
 from poison_jax.errors import NotFinite
 from poison_jax.evaluation.evaluator import Evaluation
 from poison_jax.training.clock import Clock
-from poison_jax.training.metrics import JsonLines
+from poison_jax.training.metrics import GENERATIONS, METRICS, JsonLines
 from poison_jax.training.progress import Progress
-
-METRICS = "metrics.jsonl"
 
 _WATCHED = ("train/loss", "train/parameter_norm")
 
@@ -43,8 +41,8 @@ class Record:
     self._clock = clock
     self._progress = progress
     self._lines, self._generations = (
-      JsonLines(os.path.join(workdir, name), resume_at=resume_at)
-      for name in (METRICS, "generations.jsonl")
+      JsonLines(Folder(workdir), name, resume_at=resume_at)
+      for name in (METRICS, GENERATIONS)
     )
     self._watched: list[tuple[int, list[Any]]] = []
     self._held: tuple[int, Metrics] | None = None
@@ -118,14 +116,16 @@ class Record:
       )
 
   def sync(self) -> None:
-    """Returns once all lines are on the disk."""
+    """Returns once all lines are on the disk, or in the bucket."""
     self._lines.sync()
     self._generations.sync()
 
   def __enter__(self):
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, kind: type | None, *_):
+    if kind is not None and issubclass(kind, NotFinite):
+      self.sync()  # No checkpoint follows, and they tell how it came to that.
     self._lines.close()
     self._generations.close()
 

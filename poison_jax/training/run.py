@@ -22,6 +22,7 @@ from poison_jax.evaluation import prompts
 from poison_jax.model import counts
 from poison_jax.model.decoder import Decoder
 from poison_jax.poison import ledger
+from poison_jax.training import workdir as workdir_lib
 from poison_jax.training.checkpoints import Checkpoints
 from poison_jax.training.stop import StopSignals
 
@@ -99,24 +100,25 @@ def write_or_check_ledger(run: Run, workdir: str) -> None:
       missing in a run that has trained.
   """
   path = os.path.join(workdir, ledger.FILE)
-  metadata = ledger_metadata(run.config, run.mixture)
-  placements = run.mixture.placements
-  if not os.path.exists(path):
+  now = ledger.make_table(
+    run.mixture.placements, metadata=ledger_metadata(run.config, run.mixture)
+  )
+  folder = Folder(workdir)
+  if not folder.exists(ledger.FILE):
     if Checkpoints(workdir).steps():
       raise CheckFailed(
         f"{path} is missing, though the run has checkpoints: a ledger written "
         "now would prove nothing of what they were trained on"
       )
-    ledger.write_ledger(path, placements, metadata=metadata)
+    folder.write(ledger.FILE, ledger.encode(now))
     return
-  written = ledger.read_ledger(path)
+  written = workdir_lib.read_ledger(workdir)
   found = ledger.read_metadata(written)["store_hash"]
   if found != run.store.hash:
     raise UserError(
       f"the token store {run.store.path} has hash {run.store.hash}; the run "
       f"in {workdir} began with {found}: config.corpus.store must name that one"
     )
-  now = ledger.make_table(placements, metadata=metadata)
   if ledger.ledger_hash(written) != ledger.ledger_hash(now):
     raise CheckFailed(
       f"{path} is not the plan that this code makes of the run's config: the "
@@ -222,10 +224,8 @@ def use_compilation_cache(config: RuntimeConfig) -> None:
   """Keeps every compiled program in the folder that the config names."""
   if not config.compilation_cache:
     return
-  folder = config.compilation_cache
-  if "://" not in folder:
-    folder = os.path.abspath(os.path.expanduser(folder))
-  jax.config.update("jax_compilation_cache_dir", folder)
+  folder = Folder(os.path.expanduser(config.compilation_cache))
+  jax.config.update("jax_compilation_cache_dir", folder.for_libraries())
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   # An entry that is torn (a kill, a full disk) costs a compilation, no more.
   warnings.filterwarnings(

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,6 +11,8 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo
 
 from poison_jax.config import CheckpointConfig
+from poison_jax.data.bucket import one_line_library_errors
+from poison_jax.data.folder import Folder
 from poison_jax.errors import UserError
 from poison_jax.training import checkpoints as checkpoints_lib
 from poison_jax.training import digest
@@ -26,16 +27,18 @@ class CheckpointWriter:
   def __init__(self, workdir: str, config: CheckpointConfig):
     checkpoints_lib.quiet_orbax()
     self._config = config
-    self._folder = epath.Path(os.path.abspath(workdir)) / checkpoints_lib.FOLDER
-    self._manager = ocp.CheckpointManager(
-      self._folder,
-      options=ocp.CheckpointManagerOptions(
-        cleanup_tmp_directories=True,
-        preservation_policy=_Kept(config),
-      ),
-    )
+    workdir = Folder(workdir).for_libraries()
+    self._folder = epath.Path(workdir) / checkpoints_lib.FOLDER
+    with one_line_library_errors(str(self._folder)):
+      self._manager = ocp.CheckpointManager(
+        self._folder,
+        options=ocp.CheckpointManagerOptions(
+          cleanup_tmp_directories=True,
+          preservation_policy=_Kept(config),
+        ),
+      )
+      self.last_good: int | None = self._manager.latest_step()
     self._saving: int | None = None
-    self.last_good: int | None = self._manager.latest_step()
 
   def due(self, step: int) -> bool:
     """Whether the config asks for a checkpoint after `step` steps."""
@@ -93,7 +96,12 @@ class CheckpointWriter:
       # What is being saved is worth having; the error itself goes on.
       with contextlib.suppress(UserError):
         self.wait()
-    self._manager.close()
+    try:
+      self._manager.close()
+    except Exception:
+      if kind is None:
+        raise
+      # A failed save's error, once more.
 
   def last_good_in_words(self) -> str:
     """Returns what a user whose run ends early wants to know."""

@@ -4,59 +4,50 @@ No JAX here: commands that only read a run start fast.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator
 
+import pyarrow as pa
+
 from poison_jax import config as config_lib
 from poison_jax import version
 from poison_jax.config import Config
+from poison_jax.data.folder import Folder
 from poison_jax.errors import UserError
+from poison_jax.poison import ledger
+from poison_jax.training import lock as lock_lib
+from poison_jax.training.lock import Lock
 
 FORMAT = 1
 CONFIG = "config.json"
-LEDGER = "ledger.parquet"  # Written before step 0: the run has begun.
 _CHECKPOINTS = "checkpoints"
-_LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def locked(workdir: str) -> Iterator[None]:
+def locked(workdir: str) -> Iterator[Lock]:
   """Makes `workdir` and holds it against other processes.
 
-  The lock is the kernel's, so it ends with the process however that dies.
   Where an error of the user's input or of the disk ends the context before the
   run has begun (it has no ledger), what was made is removed again.
 
   Raises:
-    UserError: another process holds it.
+    UserError: another process holds it, or it is no folder for a run.
     OSError: the folder can't be made or written.
   """
-  os.makedirs(workdir, exist_ok=True)
-  fresh = not os.path.exists(os.path.join(workdir, _LOCK))
-  if fresh and not _is_run(workdir) and os.listdir(workdir):
+  folder = Folder(workdir)
+  fresh = not folder.exists(lock_lib.FILE)
+  if fresh and not folder.exists(CONFIG) and not folder.is_empty():
     raise UserError(
       f"--workdir={workdir} is not empty and holds no run ({CONFIG} is "
       "missing): name a new folder"
     )
-  with open(os.path.join(workdir, _LOCK), "a+", encoding="utf-8") as file:
+  with lock_lib.locked(folder) as lock:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      file.seek(0)
-      raise UserError(
-        f"--workdir={workdir} is in use by process {file.read().strip()}: "
-        "wait for it or stop it (kill -TERM saves)"
-      ) from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    try:
-      yield
+      yield lock
     except (UserError, OSError):
-      if not _has_begun(workdir):
-        _remove(workdir)
+      if not _has_begun(folder):
+        _remove(folder)
       raise
 
 
@@ -72,8 +63,9 @@ def claim(workdir: str, config: Config | None) -> Config:
     UserError: `config` would be another run (it names each such field), or
       there is neither a run nor a config.
   """
-  if config is not None and not _has_begun(workdir):
-    _write_config(workdir, config)
+  folder = Folder(workdir)
+  if config is not None and not _has_begun(folder):
+    _write_config(folder, config)
     return config
   old = load_config(workdir)
   if config is None:
@@ -86,7 +78,7 @@ def claim(workdir: str, config: Config | None) -> Config:
     )
   # Fields that are free (mesh, how often to save) hold from now on.
   if config != old:
-    _write_config(workdir, config)
+    _write_config(folder, config)
   return config
 
 
@@ -98,14 +90,14 @@ def load_config(workdir: str) -> Config:
       format.
   """
   path = os.path.join(workdir, CONFIG)
-  if not os.path.isdir(workdir) or not os.path.exists(path):
+  content = Folder(workdir).read(CONFIG)
+  if content is None:
     raise UserError(
       f"{workdir} holds no run, {path} is missing (a new run needs "
       "--config=FILE.py)"
     )
   try:
-    with open(path, encoding="utf-8") as file:
-      found = json.load(file)
+    found = json.loads(content)
     tree, kind, stated = (
       found[key] for key in ("config", "format", "config_hash")
     )
@@ -119,45 +111,38 @@ def load_config(workdir: str) -> Config:
   return config
 
 
-def _is_run(workdir: str) -> bool:
-  return os.path.exists(os.path.join(workdir, CONFIG))
+def read_ledger(workdir: str) -> pa.Table:
+  """Returns the ledger of the run in `workdir`.
+
+  Raises:
+    CheckFailed: it is missing or damaged.
+  """
+  content = Folder(workdir).read(ledger.FILE)
+  return ledger.decode(content, path=os.path.join(workdir, ledger.FILE))
 
 
-def _has_begun(workdir: str) -> bool:
-  # A run that lost its ledger is a damaged run, not a new one.
-  return any(
-    os.path.exists(os.path.join(workdir, name))
-    for name in (LEDGER, _CHECKPOINTS)
-  )
+def _has_begun(folder: Folder) -> bool:
+  # The ledger is written before step 0. A run that lost it is a damaged run,
+  # not a new one.
+  return any(folder.exists(name) for name in (ledger.FILE, _CHECKPOINTS))
 
 
-def _remove(workdir: str) -> None:
+def _remove(folder: Folder) -> None:
   """Removes what `locked` and `claim` made; other files stay."""
-  for name in (CONFIG, f"{CONFIG}.part", f"{LEDGER}.part", _LOCK):
-    with contextlib.suppress(FileNotFoundError):
-      os.remove(os.path.join(workdir, name))
-  with contextlib.suppress(OSError):
-    os.rmdir(workdir)
+  with contextlib.suppress(UserError):  # The bucket's error is on its way.
+    folder.delete(CONFIG)
+  if folder.local:  # In a bucket the lock deletes itself at its end.
+    for name in (*folder.partial_names(), lock_lib.FILE):
+      folder.delete(name)
+    with contextlib.suppress(OSError):
+      os.rmdir(folder.path)
 
 
-def _write_config(workdir: str, config: Config) -> None:
-  path = os.path.join(workdir, CONFIG)
-  try:
-    with open(f"{path}.part", "w", encoding="utf-8") as file:
-      json.dump(
-        {
-          "format": FORMAT,
-          "config": config_lib.to_dict(config),
-          "config_hash": config_lib.config_hash(config),
-          "code_version": version.code_version(),
-        },
-        file,
-        indent=2,
-      )
-      file.write("\n")
-      file.flush()
-      os.fsync(file.fileno())
-  except OSError as error:
-    error.filename = path  # A full disk's error names no file.
-    raise
-  os.replace(f"{path}.part", path)
+def _write_config(folder: Folder, config: Config) -> None:
+  content = {
+    "format": FORMAT,
+    "config": config_lib.to_dict(config),
+    "config_hash": config_lib.config_hash(config),
+    "code_version": version.code_version(),
+  }
+  folder.write(CONFIG, (json.dumps(content, indent=2) + "\n").encode())
