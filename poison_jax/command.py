@@ -92,11 +92,22 @@ def _parse(argv: list[str]) -> list[str]:
     raise
   except Exception as error:
     # All that runs here beside absl is the user's config file.
-    at = traceback.extract_tb(error.__traceback__)[-1]
     raise UserError(
-      f"config file failed: {type(error).__name__}: {error} "
-      f"({at.filename}:{at.lineno})"
+      f"config file failed: {_reason_and_place(error)}"
     ) from error
+
+
+def _reason_and_place(error: Exception) -> str:
+  """Returns what is wrong in a config file, and its line."""
+  if isinstance(error, AttributeError) and error.name == "get_config":
+    return "it defines no function get_config(), which returns the ConfigDict"
+  if isinstance(error, SyntaxError):
+    # The last frame is the import system's.
+    reason, place = error.msg, f"{error.filename}:{error.lineno}"
+  else:
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    reason, place = str(error), f"{at.filename}:{at.lineno}"
+  return f"{type(error).__name__}: {reason} ({place})"
 
 
 def _last_line(text: str) -> str:
@@ -130,10 +141,12 @@ def _check_config_flags(argv: list[str]) -> None:
     has_config = True
     if not separator:
       value = argv[i + 1] if i + 1 < len(argv) else ""
-    if not os.path.isfile(value.partition(":")[0]):
+    file = value.partition(":")[0]
+    if not os.path.isfile(file) or not file.endswith(".py"):
+      what = "not a Python file" if os.path.isfile(file) else "no such file"
       raise UserError(
-        f"--config={value}: no such file; it must name a Python file such as "
-        "configs/tiny.py"
+        f"--config={value}: {what}; it must name a Python file such as "
+        "configs/tiny.py (the config.json of a run is read with --workdir)"
       )
   for key in overrides:
     if not has_config:

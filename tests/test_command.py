@@ -37,6 +37,9 @@ def _call(tmp_path_factory):
   (folder / "try.py").write_text(_COMMAND)
   (folder / "broken.py").write_text("def get_config():\n  return nothing\n")
   (folder / "dict.py").write_text("def get_config():\n  return {'a': 1}\n")
+  (folder / "syntax.py").write_text("\ndef get_config(:\n  return 1\n")
+  (folder / "nothing.py").write_text("x = 1\n")
+  (folder / "config.json").write_text("{}")
   (folder / "misspelt.py").write_text(
     textwrap.dedent("""\
       from configs import base
@@ -54,9 +57,11 @@ def _call(tmp_path_factory):
       f"sys.argv = {['try', *arguments]!r};"
       f"runpy.run_path({str(folder / 'try.py')!r}, run_name='__main__')"
     )
-    return subprocess.run(
+    result = subprocess.run(
       [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
+    result.stderr = result.stderr.replace(str(folder), "FOLDER")
+    return result
 
   return call
 
@@ -69,6 +74,9 @@ def _call(tmp_path_factory):
     (["--config=configs/nope.py"], 2, "no such file"),
     (["--config"], 2, "no such file"),
     (["--config=FOLDER/broken.py"], 2, "name 'nothing' is not defined"),
+    (["--config=FOLDER/syntax.py"], 2, "invalid syntax (FOLDER/syntax.py:2)"),
+    (["--config=FOLDER/nothing.py"], 2, "it defines no function get_config()"),
+    (["--config=FOLDER/config.json"], 2, "config.json: not a Python file"),
     (["--config=FOLDER/misspelt.py"], 2, "did you mean"),
     (["--config=FOLDER/dict.py"], 2, "must return a ConfigDict, not a dict"),
     (["--config=configs/base.py:a=1"], 2, "takes no arguments"),
