@@ -495,6 +495,7 @@ def _validate_relations(c: Config) -> None:
       strings,
       f"neither empty nor the trigger, {p.trigger!r}",
     )
+  _require(bool(c.corpus.store), "corpus.store", "", "a folder's name")
   if c.corpus.task == "files":
     _require(
       bool(c.corpus.files), "corpus.files", "", "a glob, as the task is 'files'"
