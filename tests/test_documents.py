@@ -208,6 +208,12 @@ def test_a_glob_that_matches_nothing_is_named(tmp_path):
     _files(tmp_path, "*.jsonl").shards()
 
 
+def test_a_folder_in_place_of_files_says_how_to_name_them(tmp_path):
+  (tmp_path / "my").mkdir()
+  with pytest.raises(UserError, match=r"my' is a folder; .*my/\*\.jsonl'"):
+    _files(tmp_path, "my").shards()
+
+
 def test_an_unknown_ending_names_the_known_ones(tmp_path):
   (tmp_path / "a.docx").write_bytes(b"")
   with pytest.raises(UserError, match=r"a\.docx.*\.jsonl.*\.gz"):

@@ -148,8 +148,7 @@ class Files(DocumentSource):
       found = open_files.expand(pattern)
       if not found:
         raise UserError(
-          f"config.corpus.files: {pattern!r} matches no file"
-          + ("" if "://" in pattern else f" (seen from {os.getcwd()})")
+          f"config.corpus.files: {pattern!r} {_why_no_file(pattern)}"
         )
       files.update(found)
     for path in files:
@@ -273,6 +272,15 @@ def _no_field(where: str, field: str, names: list[str]) -> Unreadable:
     f" {field!r}; the fields are {', '.join(map(repr, names)) or 'none'} "
     "(config.corpus.text_field names it)",
   )
+
+
+def _why_no_file(pattern: str) -> str:
+  if os.path.isdir(pattern):
+    inside = os.path.join(pattern, "*.jsonl")
+    return f"is a folder; name the files in it, like {inside!r}"
+  if "://" in pattern:
+    return "matches no file"
+  return f"matches no file (seen from {os.getcwd()})"
 
 
 def _as_bytes(column: pyarrow.Array) -> list[Any]:
