@@ -365,6 +365,27 @@ def test_a_corpus_without_any_document_is_an_error(tmp_path):
   assert os.listdir(tmp_path) == ["a.jsonl"]
 
 
+def test_no_text_to_train_a_vocabulary_on_says_what_was_skipped(tmp_path):
+  _write_lines(tmp_path / "a.jsonl", ["", " "])
+  config = _config(tmp_path, on_error="skip")
+  trained = dataclasses.replace(config.vocabulary, kind="sentencepiece")
+  with pytest.raises(UserError, match="a vocabulary on.*2 empty document"):
+    _write(dataclasses.replace(config, vocabulary=trained))
+  assert os.listdir(tmp_path) == ["a.jsonl"]
+
+
+def test_control_characters_that_a_vocabulary_lacks_are_escaped(tmp_path):
+  _write_lines(tmp_path / "a.jsonl", [*_documents(20), "\0 and \x1b[31m"])
+  config = _config(tmp_path, held_out=0.01)
+  trained = dataclasses.replace(
+    config.vocabulary, kind="sentencepiece", size=90
+  )
+  said = []
+  _write(dataclasses.replace(config, vocabulary=trained), say=said.append)
+  assert any(r"become unknown (\x00" in line for line in said), said
+  assert all(line.isprintable() for line in said)
+
+
 def test_a_bad_glob_writes_nothing(tmp_path):
   with pytest.raises(UserError, match="matches no file"):
     _write(_config(tmp_path))

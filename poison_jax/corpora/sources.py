@@ -1,7 +1,7 @@
 """Which source and which vocabulary a configuration's corpus has."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from poison_jax import vocabulary as vocabulary_lib
 from poison_jax.config import Config
@@ -56,7 +56,7 @@ def make_vocabulary(
     say(
       f"the vocabulary lacks {len(lost):,} rare characters, "
       f"{lost.total():,} of {sum(map(len, texts)):,} in its training texts, "
-      f"which become unknown ({''.join(sorted(lost)[:20])} ...); "
+      f"which become unknown ({_shown(lost)}); "
       "config.vocabulary.size from 1024 up spells them in bytes"
     )
   return vocabulary
@@ -86,6 +86,17 @@ def _training_texts(config: Config) -> Iterator[str]:
       found += 1
       yield text
   if not found:
+    skipped = ", ".join(f"{n:,} {why}" for why, n in source.skipped.items())
     raise UserError(
-      "config.corpus: no training document to train a vocabulary on"
+      "config.corpus: no training document to train a vocabulary on, in "
+      f"{config.corpus.files or config.corpus.task}; "
+      f"skipped {skipped or 'none'}"
     )
+
+
+def _shown(characters: Collection[str]) -> str:
+  """Returns a few of them as a terminal may show them."""
+  some = "".join(sorted(characters)[:20])
+  # NUL and other control characters would act on the terminal.
+  legible = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in some)
+  return legible + (" ..." if len(characters) > len(some) else "")
