@@ -65,9 +65,26 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
   except OSError as error:
     where = f": {error.filename}" if error.filename else ""
     _fail(f"{error.strerror or error}{where}", UserError.code)
+  except (MemoryError, RuntimeError) as error:
+    if not _is_of_memory(error):
+      raise
+    _fail(
+      f"not enough memory ({str(error).strip()[:200]}): lower "
+      "config.train.batch, train.length, evaluation.batch or the model's size, "
+      "raise train.micro_batches, or set train.loss_chunk or model.remat=full; "
+      "what is another run then needs another --workdir",
+      UserError.code,
+    )
   except KeyboardInterrupt:
     _fail("interrupted", 128 + signal.SIGINT)
   sys.exit(0)
+
+
+def _is_of_memory(error: Exception) -> bool:
+  """Says whether the machine's memory or a device's ran out."""
+  # JAX raises a RuntimeError; JAX isn't imported here, to tell its kind.
+  words = ("RESOURCE_EXHAUSTED", "Out of memory")
+  return isinstance(error, MemoryError) or any(w in str(error) for w in words)
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -134,13 +151,13 @@ def _check_config_flags(argv: list[str]) -> None:
   for i, argument in enumerate(argv):
     name, separator, value = argument.partition("=")
     name = name.lstrip("-") if name.startswith("-") else ""
+    if not separator:
+      value = argv[i + 1] if i + 1 < len(argv) else ""
     if name.startswith("config."):
-      overrides.append(name.removeprefix("config."))
+      overrides.append((name.removeprefix("config."), value))
     if name != "config":
       continue
     has_config = True
-    if not separator:
-      value = argv[i + 1] if i + 1 < len(argv) else ""
     file = value.partition(":")[0]
     if not os.path.isfile(file) or not file.endswith(".py"):
       what = "not a Python file" if os.path.isfile(file) else "no such file"
@@ -148,10 +165,10 @@ def _check_config_flags(argv: list[str]) -> None:
         f"--config={value}: {what}; it must name a Python file such as "
         "configs/tiny.py (the config.json of a run is read with --workdir)"
       )
-  for key in overrides:
+  for key, value in overrides:
     if not has_config:
       raise UserError(
         f"--config.{key} overrides a field of --config=FILE.py, which is "
         "missing (a run that exists keeps its config.json)"
       )
-    config_lib.check_field(key)
+    config_lib.check_override(key, value)

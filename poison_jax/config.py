@@ -306,11 +306,26 @@ def parse_arguments(text: str | None, **defaults: Any) -> types.SimpleNamespace:
   return types.SimpleNamespace(**values)
 
 
-def check_field(key: str) -> None:
-  """Raises UserError unless `key`, like "poison.count", names a field."""
-  legal = _field_names(Config, "")
-  if key not in legal:
-    raise UserError(f"unknown config key 'config.{key}'{nearest(key, legal)}")
+def check_override(key: str, value: str) -> None:
+  """Checks what ml_collections doesn't of --config.key=value.
+
+  Raises:
+    UserError: `key`, like "poison.count", names no field, or `value` is words
+      with commas between them, which would become one string.
+  """
+  hints = _field_hints(Config, "")
+  if key not in hints:
+    raise UserError(f"unknown config key 'config.{key}'{nearest(key, hints)}")
+  words = [word.strip(" ()[]") for word in value.split(",")]
+  if (
+    typing.get_origin(hints[key]) is tuple
+    and len(words) > 1
+    and not any(mark in value for mark in "'\"")
+  ):
+    raise UserError(
+      f"--config.{key}={value}: quotes are missing; write "
+      f'--config.{key}="{tuple(words)}"'
+    )
 
 
 def nearest(name: str, legal: typing.Iterable[str]) -> str:
@@ -319,14 +334,15 @@ def nearest(name: str, legal: typing.Iterable[str]) -> str:
   return f" (did you mean {found[0]!r}?)" if found else ""
 
 
-def _field_names(cls: type, prefix: str) -> list[str]:
-  names = []
+def _field_hints(cls: type, prefix: str) -> dict[str, Any]:
+  """Returns {"poison.count": int, ...}."""
+  hints = {}
   for name, hint in typing.get_type_hints(cls).items():
     if dataclasses.is_dataclass(hint):
-      names += _field_names(hint, f"{prefix}{name}.")
+      hints |= _field_hints(hint, f"{prefix}{name}.")
     else:
-      names.append(prefix + name)
-  return names
+      hints[prefix + name] = hint
+  return hints
 
 
 def _build(cls: type, tree: Any, path: str) -> Any:

@@ -23,7 +23,10 @@ def main(arguments):
     case ["check"]: raise errors.CheckFailed("check\\nfailed")
     case ["nan"]: raise errors.NotFinite("loss")
     case ["stop"]: raise errors.Stopped("saved")
+    case ["t"]: return print(config.corpus.tags)
     case ["disk"]: raise OSError(28, "No space left on device", "/x/y")
+    case ["memory"]: raise MemoryError("Unable to allocate 9 GiB")
+    case ["device"]: raise RuntimeError("INTERNAL: Out of memory allocating 9")
     case ["bug"]: raise RuntimeError("a bug")
   print(arguments, _OUT.value, config and config.poison.count)
 if __name__ == "__main__":
@@ -92,6 +95,18 @@ def _call(tmp_path_factory):
     (["nan"], 4, "loss"),
     (["stop"], 75, "saved"),
     (["disk"], 2, "No space left on device: /x/y"),
+    (["memory"], 2, "not enough memory (Unable to allocate 9 GiB)"),
+    (["device"], 2, "not enough memory (INTERNAL: Out of memory allocating 9)"),
+    (
+      ["--config=configs/tiny.py", "--config.corpus.tags=a,b"],
+      2,
+      "--config.corpus.tags=a,b: quotes are missing",
+    ),
+    (
+      ["--config=configs/tiny.py", "--config.corpus.tags", "a,b"],
+      2,
+      "--config.corpus.tags=a,b: quotes are missing",
+    ),
   ],
 )
 def test_an_error_is_one_line_and_its_exit_code(call, arguments, code, message):
@@ -107,6 +122,17 @@ def test_flags_may_stand_before_and_after_the_arguments(call):
   result = call("--config=configs/tiny.py:poisons=5", "a", "b", "--out=x", "c")
   assert result.stdout == "['a', 'b', 'c'] x 5\n", result.stderr
   assert result.returncode == 0
+
+
+@pytest.mark.parametrize(
+  ("given", "tags"),
+  [("('a','b')", ("a", "b")), ("a", ("a",)), ("'a,b'", ("a,b",)), ("()", ())],
+)
+def test_a_tuple_of_strings_is_written_as_python_writes_it(call, given, tags):
+  result = call(
+    "--config=configs/tiny.py", f"--config.corpus.tags={given}", "t"
+  )
+  assert result.stdout == f"{tags}\n", result.stderr
 
 
 def test_help_exits_zero_and_names_the_flags(call):

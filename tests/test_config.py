@@ -87,8 +87,8 @@ def test_unknown_and_missing_keys_are_named():
   ):
     config_lib.from_dict(tree)
   with pytest.raises(UserError, match="did you mean 'poison.count'"):
-    config_lib.check_field("posion.count")
-  config_lib.check_field("runtime.mesh.data")
+    config_lib.check_override("posion.count", "3")
+  config_lib.check_override("runtime.mesh.data", "1")
 
 
 def test_seeds_derive_from_root_and_name_and_can_be_pinned():
