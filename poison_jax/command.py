@@ -64,6 +64,8 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
     sys.exit(0)
   except OSError as error:
     where = f": {error.filename}" if error.filename else ""
+    if isinstance(error, FileExistsError | NotADirectoryError):
+      where += " (a file, where a folder is wanted)"
     _fail(f"{error.strerror or error}{where}", UserError.code)
   except (MemoryError, RuntimeError) as error:
     if not _is_of_memory(error):

@@ -11,7 +11,7 @@ _COMMAND = '''
 
 Usage: try --config=FILE
 """
-import sys
+import os, sys
 from absl import flags
 from poison_jax import command, errors
 _CONFIG = command.define_config()
@@ -23,6 +23,8 @@ def main(arguments):
     case ["check"]: raise errors.CheckFailed("check\\nfailed")
     case ["nan"]: raise errors.NotFinite("loss")
     case ["stop"]: raise errors.Stopped("saved")
+    case ["folder"]: os.makedirs(__file__ + "/x")
+    case ["file"]: os.makedirs(__file__, exist_ok=True)
     case ["t"]: return print(config.corpus.tags)
     case ["disk"]: raise OSError(28, "No space left on device", "/x/y")
     case ["memory"]: raise MemoryError("Unable to allocate 9 GiB")
@@ -95,6 +97,8 @@ def _call(tmp_path_factory):
     (["nan"], 4, "loss"),
     (["stop"], 75, "saved"),
     (["disk"], 2, "No space left on device: /x/y"),
+    (["file"], 2, "File exists: FOLDER/try.py (a file, where a folder is"),
+    (["folder"], 2, "Not a directory: FOLDER/try.py/x (a file, where a folder"),
     (["memory"], 2, "not enough memory (Unable to allocate 9 GiB)"),
     (["device"], 2, "not enough memory (INTERNAL: Out of memory allocating 9)"),
     (
