@@ -116,10 +116,19 @@ def check_vocabulary(
       vocabulary_lib.from_config(wanted).fingerprint == stored["fingerprint"]
     )
   if not same:
+    there = stored["config"]
+    names = sorted(mine)
+    if there.keys() != mine.keys() or there["kind"] != mine["kind"]:
+      names = ["kind", "file"]  # The other fields have no counterpart.
+    changes = [
+      f"{name} (there {there.get(name, '')!r}, now {mine.get(name, '')!r})"
+      for name in names
+      if there.get(name, "") != mine.get(name, "")
+    ]
     raise UserError(
-      f"token store {path} has the vocabulary {stored['config']} (fingerprint "
-      f"{stored['fingerprint'][:16]}), the config asks for {mine}; set "
-      "config.vocabulary alike or another config.corpus.store"
+      f"{path} holds the store of another config.vocabulary: "
+      f"{', '.join(changes) or f'the content of {wanted.file}'}; set it alike "
+      "or another config.corpus.store"
     )
 
 
