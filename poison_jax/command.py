@@ -9,7 +9,6 @@ into one line on standard error and their exit code.
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -17,6 +16,7 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from poison_jax import config as config_lib
+from poison_jax import user_module
 from poison_jax.errors import PoisonJaxError, UserError
 
 FLAGS = flags.FLAGS
@@ -111,22 +111,10 @@ def _parse(argv: list[str]) -> list[str]:
     raise
   except Exception as error:
     # All that runs here beside absl is the user's config file.
-    raise UserError(
-      f"config file failed: {_reason_and_place(error)}"
-    ) from error
-
-
-def _reason_and_place(error: Exception) -> str:
-  """Returns what is wrong in a config file, and its line."""
-  if isinstance(error, AttributeError) and error.name == "get_config":
-    return "it defines no function get_config(), which returns the ConfigDict"
-  if isinstance(error, SyntaxError):
-    # The last frame is the import system's.
-    reason, place = error.msg, f"{error.filename}:{error.lineno}"
-  else:
-    at = traceback.extract_tb(error.__traceback__)[-1]
-    reason, place = str(error), f"{at.filename}:{at.lineno}"
-  return f"{type(error).__name__}: {reason} ({place})"
+    reason = user_module.reason_and_place(error)
+    if isinstance(error, AttributeError) and error.name == "get_config":
+      reason = "it defines no function get_config(), which returns a ConfigDict"
+    raise UserError(f"config file failed: {reason}") from error
 
 
 def _last_line(text: str) -> str:

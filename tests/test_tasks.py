@@ -269,8 +269,8 @@ def test_a_wrong_task_is_one_line(module, corpus, why):
   assert "\n" not in str(caught.value)
 
 
-def test_what_a_users_module_misses_is_shown_in_full(module):
-  with pytest.raises(ModuleNotFoundError, match="no_such_library"):
+def test_what_a_users_module_misses_is_named_with_its_line(module):
+  with pytest.raises(UserError, match=r"no_such_library.*_of_a_user\.py:\d+\)"):
     tasks.user_task(_config(task="mine", module="broken_tasks_of_a_user"))
 
 
