@@ -511,6 +511,16 @@ def _validate_relations(c: Config) -> None:
       strings,
       f"neither empty nor the trigger, {p.trigger!r}",
     )
+  for name, strings in (
+    ("corpus.tags", c.corpus.tags),
+    ("vocabulary.single_pieces", c.vocabulary.single_pieces),
+  ):
+    _require(
+      all(strings) and len(set(strings)) == len(strings),
+      name,
+      strings,
+      "strings of which none is empty or given twice",
+    )
   _require(bool(c.corpus.store), "corpus.store", "", "a folder's name")
   if c.corpus.task == "files":
     _require(

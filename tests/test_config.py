@@ -49,6 +49,8 @@ def test_base_explains_every_field():
     ("poison.count", True, "must be of type int"),
     ("poison.arm", "poisned", "did you mean 'poisoned'?"),
     ("corpus.held_out", 0.0, "between 0 and 1"),
+    ("corpus.tags", ("",), "strings of which none is empty"),
+    ("vocabulary.single_pieces", ("<A>", "<A>"), "none is .* given twice"),
     ("corpus.store", "", "config.corpus.store is ''; it must be a folder's"),
     ("model.kv_heads", 3, "a divisor of model.heads, 2"),
     ("train.micro_batches", 3, r"one of \[1, 2, 4\]"),

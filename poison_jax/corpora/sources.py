@@ -90,7 +90,8 @@ def _training_texts(config: Config) -> Iterator[str]:
     raise UserError(
       "config.corpus: no training document to train a vocabulary on, in "
       f"{config.corpus.files or config.corpus.task}; "
-      f"skipped {skipped or 'none'}"
+      f"skipped {skipped or 'none'}; the share held out "
+      f"(config.corpus.held_out) is {config.corpus.held_out}"
     )
 
 
