@@ -68,6 +68,21 @@ def _check_content(
       f"config.corpus.split is {config.split!r}; {config.tfds_name} has "
       f"{', '.join(sorted(splits))}{nearest(split, splits)}"
     )
+  try:
+    read = tfds.core.ReadInstruction.from_spec(config.split)
+    slices = read.to_absolute(splits)
+  except (ValueError, AssertionError) as error:  # A slice, "train[:1%]".
+    reason = str(error).splitlines()[0]
+    raise UserError(
+      f"config.corpus.split is {config.split!r}: {reason}"
+    ) from None
+  ends = [(s.from_ or 0, s.to) for s in slices]
+  if any(to is not None and to <= start for start, to in ends):
+    # Backwards: TFDS would read other examples than these.
+    raise UserError(
+      f"config.corpus.split is {config.split!r}, which holds no example of "
+      f"{config.tfds_name}: a slice ends after it begins"
+    )
   if config.text_field not in features:
     raise UserError(
       f"config.corpus.text_field is {config.text_field!r}; the fields of "
