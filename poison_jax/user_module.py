@@ -4,7 +4,6 @@ And what it, or another file of the user's code, does wrong: in one line.
 """
 
 import importlib
-import importlib.util
 import os
 import sys
 import traceback
@@ -29,30 +28,14 @@ def load(name: str) -> None:
     if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(
       f"{error.name}."
     ):
-      raise _missing(name) from None
+      raise UserError(
+        f"config.corpus.module is {name!r}; there is no such Python module "
+        "(it must lie in the current folder or on PYTHONPATH, and is named "
+        "without .py)"
+      ) from None
     raise UserError(
       f"config.corpus.module: {name} failed: {reason_and_place(error)}"
     ) from error
-
-
-def find(name: str) -> None:
-  """Raises UserError where there is no such module; doesn't import it."""
-  if os.getcwd() not in sys.path:
-    sys.path.insert(0, os.getcwd())
-  try:
-    found = importlib.util.find_spec(name)
-  except ModuleNotFoundError:  # Its parent.
-    found = None
-  if found is None:
-    raise _missing(name)
-
-
-def _missing(name: str) -> UserError:
-  return UserError(
-    f"config.corpus.module is {name!r}; there is no such Python module (it "
-    "must lie in the current folder or on PYTHONPATH, and is named without "
-    ".py)"
-  )
 
 
 def reason_and_place(error: Exception) -> str:

@@ -88,9 +88,8 @@ def test_an_unknown_attack_names_the_known_ones():
   assert "the known ones are dos (did you mean 'dos'?)" in str(error.value)
 
 
-@pytest.mark.parametrize("attack", ["shout", "dos"])
-def test_a_missing_module_is_named(attack):
-  config = _config(attack=attack, module="no_such_module")
+def test_a_missing_module_is_named():
+  config = _config(attack="shout", module="no_such_module")
   with pytest.raises(UserError, match="module is 'no_such_module'; there is"):
     attacks.make_attack(config, ByteVocabulary())
 

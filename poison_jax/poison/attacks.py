@@ -106,8 +106,6 @@ def make_attack(config: Config, vocabulary: Vocabulary) -> Attack:
   module, name = config.corpus.module, config.poison.attack
   if module and name not in _FACTORIES:
     user_module.load(module)
-  elif module:
-    user_module.find(module)
   if name not in _FACTORIES:
     known = ", ".join(sorted(_FACTORIES))
     raise UserError(
