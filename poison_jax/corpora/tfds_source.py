@@ -81,7 +81,7 @@ def _check_content(
     # Backwards: TFDS would read other examples than these.
     raise UserError(
       f"config.corpus.split is {config.split!r}, which holds no example of "
-      f"{config.tfds_name}: a slice ends after it begins"
+      f"{config.tfds_name}: a slice must end after it begins"
     )
   if config.text_field not in features:
     raise UserError(
