@@ -117,6 +117,25 @@ def test_a_line_is_of_its_step_alone_however_often_one_is_written(
   assert [lines[line["step"]] for line in whole] == whole
 
 
+def test_a_refused_resumption_leaves_the_config_as_it_was(
+  store, tmp_path, whole
+):
+  config = small_run.make_config(store, **_SMALL)
+  folder = tmp_path / "run"
+  loop.train(config, str(folder), profile=0)
+  before = (folder / "config.json").read_bytes()
+  for changes, message in [
+    ({"runtime__mesh__data": 3}, "devices"),
+    ({"corpus__store": str(folder / "config.json")}, "config.json"),
+  ]:
+    asked = small_run.make_config(store, **_SMALL, **changes)
+    with pytest.raises(UserError, match=message):
+      loop.train(asked, str(folder), profile=0)
+    assert (folder / "config.json").read_bytes() == before
+  loop.train(None, str(folder), profile=0)
+  assert _lines(folder) == whole
+
+
 @pytest.mark.parametrize(("at", "written"), [(1, 0), (5, 4), (8, 6), (9, 8)])
 def test_a_signal_saves_and_the_resumed_run_writes_the_same_lines(
   store, tmp_path, monkeypatch, whole, at, written

@@ -4,6 +4,8 @@ import dataclasses
 import os
 import re
 import signal
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -12,7 +14,6 @@ import small_run
 from poison_jax.errors import CheckFailed, Stopped, UserError
 from poison_jax.training import mesh as mesh_lib
 from poison_jax.training import run as run_lib
-from poison_jax.training import workdir as workdir_lib
 from poison_jax.training.stop import StopSignals
 
 
@@ -121,7 +122,7 @@ def test_a_ledger_is_never_written_after_training(store, tmp_path):
 def test_a_finished_store_of_another_corpus_is_refused(store, changes, message):
   config = small_run.make_config(store, **changes)
   with pytest.raises(UserError, match=message):
-    run_lib.prepare_missing_store(config, "runs/a", None)
+    run_lib.prepare_missing_store(config, None)
 
 
 def test_a_missing_store_in_a_bucket_is_an_error(monkeypatch):
@@ -131,18 +132,33 @@ def test_a_missing_store_in_a_bucket_is_an_error(monkeypatch):
     config, corpus=dataclasses.replace(config.corpus, store="gs://a/b")
   )
   with pytest.raises(UserError, match="run python -m poison_jax.prepare"):
-    run_lib.prepare_missing_store(config, "runs/a", None)
+    run_lib.prepare_missing_store(config, None)
 
 
 def test_a_signal_while_the_store_is_prepared_ends_prepare_too(tmp_path):
   config = small_run.make_config(tmp_path / "store", corpus__stories=200_000)
-  folder = str(tmp_path / "run")
-  with workdir_lib.locked(folder), StopSignals() as stop:
-    workdir_lib.claim(folder, config)
+  with StopSignals() as stop:
     os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(Stopped, match="SIGTERM while preparing"):
-      run_lib.prepare_missing_store(config, folder, stop)
+      run_lib.prepare_missing_store(config, stop)
   assert not (tmp_path / "store" / "manifest.json").exists()
+
+
+def test_a_signal_that_prepare_died_of_first_is_no_failure(
+  tmp_path, monkeypatch
+):
+  """Ctrl-C reaches both processes, and `prepare` may be the faster one."""
+
+  class Prepare(subprocess.Popen):
+    def __init__(self, *_, **options):
+      super().__init__([sys.executable, "-c", "exit(130)"], **options)
+      self.wait()
+      os.kill(os.getpid(), signal.SIGINT)
+
+  monkeypatch.setattr(subprocess, "Popen", Prepare)
+  config = small_run.make_config(tmp_path / "store")
+  with StopSignals() as stop, pytest.raises(Stopped, match="SIGINT while"):
+    run_lib.prepare_missing_store(config, stop)
 
 
 def test_what_prepare_refuses_is_the_error_of_train(tmp_path):
@@ -151,9 +167,6 @@ def test_what_prepare_refuses_is_the_error_of_train(tmp_path):
     corpus__task="files",
     corpus__files=str(tmp_path / "*.jsonl"),
   )
-  folder = str(tmp_path / "run")
-  with workdir_lib.locked(folder), StopSignals() as stop:
-    workdir_lib.claim(folder, config)
-    with pytest.raises(UserError) as error:
-      run_lib.prepare_missing_store(config, folder, stop)
+  with StopSignals() as stop, pytest.raises(UserError) as error:
+    run_lib.prepare_missing_store(config, stop)
   assert "*.jsonl" in str(error.value) and "\n" not in str(error.value)

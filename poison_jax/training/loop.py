@@ -54,7 +54,7 @@ def train(config: Config | None, workdir: str, *, profile: int) -> None:
   with StopSignals() as stop, workdir_lib.locked(workdir) as lock:
     config = workdir_lib.claim(workdir, config)
     run_lib.use_compilation_cache(config.runtime)
-    run_lib.prepare_missing_store(config, workdir, stop)
+    run_lib.prepare_missing_store(config, stop)
     run = run_lib.plan_run(config)
     mesh = mesh_lib.make_mesh(config.runtime.mesh, batch=config.train.batch)
     mesh_lib.check_batch(  # Before the ledger: a refused run leaves nothing.
@@ -66,6 +66,7 @@ def train(config: Config | None, workdir: str, *, profile: int) -> None:
       run.decoder, config, run.store, run.mixture.attack, mesh
     )
     run_lib.write_or_check_ledger(run, workdir)
+    workdir_lib.keep(workdir, config)
     print(run_lib.describe(run, mesh), flush=True)
     _train(run, mesh, evaluator, workdir, lock, stop, profile=profile)
 

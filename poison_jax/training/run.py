@@ -172,9 +172,7 @@ def _near_triggers(run: Run) -> str:
   )
 
 
-def prepare_missing_store(
-  config: Config, workdir: str, stop: StopSignals
-) -> None:
+def prepare_missing_store(config: Config, stop: StopSignals) -> None:
   """Runs `prepare` as a process of its own where the store isn't finished.
 
   A process of its own, so that TensorFlow never enters the one that trains.
@@ -197,15 +195,20 @@ def prepare_missing_store(
   print(f"preparing the token store {path}", flush=True)
   package = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
   paths = [package, os.environ.get("PYTHONPATH", "")]
-  with tempfile.TemporaryFile("w+") as errors:
+  with (
+    # Not the run's own: a resumed one's config.json isn't this config yet.
+    tempfile.TemporaryDirectory() as folder,
+    tempfile.TemporaryFile("w+") as errors,
+  ):
+    workdir_lib.write_config(folder, config)
     process = subprocess.Popen(
-      [sys.executable, "-m", "poison_jax.prepare", f"--workdir={workdir}"],
+      [sys.executable, "-m", "poison_jax.prepare", f"--workdir={folder}"],
       stderr=errors,
       env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
     )
     while process.poll() is None and stop.received is None:
       time.sleep(0.02)
-    if process.poll() is None:
+    if stop.received is not None:  # `prepare` may have had it, too: Ctrl-C.
       process.terminate()
       process.wait()
       raise Stopped(
