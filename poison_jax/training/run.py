@@ -26,6 +26,9 @@ from poison_jax.training import workdir as workdir_lib
 from poison_jax.training.checkpoints import Checkpoints
 from poison_jax.training.stop import StopSignals
 
+# Seconds that `prepare` has to end after a signal; it may be killed any time.
+_PATIENCE = 5.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -209,8 +212,7 @@ def prepare_missing_store(config: Config, stop: StopSignals) -> None:
     while process.poll() is None and stop.received is None:
       time.sleep(0.02)
     if stop.received is not None:  # `prepare` may have had it, too: Ctrl-C.
-      process.terminate()
-      process.wait()
+      _end(process)
       raise Stopped(
         f"stopped by {stop.received.name} while preparing {path}; the same "
         "command goes on"
@@ -221,6 +223,16 @@ def prepare_missing_store(config: Config, stop: StopSignals) -> None:
     raise UserError(said.strip().removeprefix("error: "))
   if process.returncode:
     raise RuntimeError(f"python -m poison_jax.prepare failed:\n{said}")
+
+
+def _end(process: subprocess.Popen) -> None:
+  """Ends `prepare`, which hears no signal while it trains a vocabulary."""
+  process.terminate()
+  try:
+    process.wait(timeout=_PATIENCE)
+  except subprocess.TimeoutExpired:
+    process.kill()
+    process.wait()
 
 
 def use_compilation_cache(config: RuntimeConfig) -> None:
