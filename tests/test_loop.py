@@ -117,6 +117,16 @@ def test_a_line_is_of_its_step_alone_however_often_one_is_written(
   assert [lines[line["step"]] for line in whole] == whole
 
 
+def test_the_live_line_says_saving_only_while_it_saves(
+  store, tmp_path, monkeypatch
+):
+  said = []
+  monkeypatch.setattr(loop.Progress, "doing", lambda _, what: said.append(what))
+  loop.train(small_run.make_config(store, **_SMALL), str(tmp_path), profile=0)
+  after = [b for a, b in zip(said, said[1:], strict=False) if a == "saving"]
+  assert after and not any(after)
+
+
 def test_a_refused_resumption_leaves_the_config_as_it_was(
   store, tmp_path, whole
 ):

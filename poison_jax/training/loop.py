@@ -165,6 +165,7 @@ def _train(
         lock.check()
         record.sync()
         saver.save(state, _meta(run, done, state, unwritten=later))
+      progress.doing(None)
       clock.enter("train")
       if stopping and not last:
         saver.wait()
