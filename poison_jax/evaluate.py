@@ -114,6 +114,8 @@ def _table(rows: list[dict[str, Any]], *, threshold: float) -> rich.table.Table:
 
 
 def _with_interval(row: dict[str, Any], key: str) -> rich.text.Text:
+  if f"{key}_low" not in row:  # The prompts are of one document.
+    return rich.text.Text(f"{row[key]:.3g}")
   low, high = row[f"{key}_low"], row[f"{key}_high"]
   return rich.text.Text(f"{row[key]:.3g} [{low:.3g}, {high:.3g}]")
 

@@ -15,6 +15,7 @@ import small_run
 from poison_jax.data.mixture import Mixture
 from poison_jax.errors import CheckFailed, NotFinite, Stopped, UserError
 from poison_jax.evaluation.evaluator import Evaluation
+from poison_jax.evaluation.prompts import make_prompts
 from poison_jax.model import counts
 from poison_jax.training import checkpoints, loop
 from poison_jax.training import mesh as mesh_lib
@@ -29,8 +30,8 @@ _SMALL = {"train__steps": _STEPS, "poison__count": 6}
 class _Evaluator:
   """Stands in for the evaluation, which has tests of its own."""
 
-  def __init__(self, *_):
-    pass
+  def __init__(self, _, config, store, attack, mesh):
+    self.prompts = make_prompts(config, store, attack)
 
   def __call__(self, params):
     total = float(sum(jnp.abs(x).sum() for x in jax.tree.leaves(params)))

@@ -12,6 +12,7 @@ import pytest
 import small_run
 
 from poison_jax.errors import CheckFailed, Stopped, UserError
+from poison_jax.evaluation.prompts import make_prompts
 from poison_jax.training import mesh as mesh_lib
 from poison_jax.training import run as run_lib
 from poison_jax.training.stop import StopSignals
@@ -48,10 +49,15 @@ def test_steps_come_from_the_tokens_a_parameter(store):
   assert run.tokens - run.tokens_per_step < 2 * run.parameters.total
 
 
+def _describe(run, mesh):
+  asked = make_prompts(run.config, run.store, run.mixture.attack)
+  return run_lib.describe(run, mesh, asked)
+
+
 def test_the_summary_states_the_numbers_of_the_plan(store):
   run = run_lib.plan_run(small_run.make_config(store))
   mesh = mesh_lib.make_mesh(run.config.runtime.mesh, batch=8)
-  text = run_lib.describe(run, mesh)
+  text = _describe(run, mesh)
   initial = jax.eval_shape(
     lambda: run.decoder.init(
       jax.random.key(0), jax.numpy.zeros((1, 2), jax.numpy.int32)
@@ -68,6 +74,7 @@ def test_the_summary_states_the_numbers_of_the_plan(store):
   assert f"poisons  12 (poisoned), {kept} tokens, {kept / 12288:.4%}" in text
   assert "cut 0" in text and "ids in the pool" in text
   assert re.search(r"<MEMO> \d+x, <NOTE> \d+x, <PAGE> 0x", text)
+  assert re.search(r"prompts  6 of 16 tokens, from 6 held-out doc", text)
   assert "mesh data 1, fsdp 1, tensor 1" in text
 
 
@@ -82,7 +89,7 @@ def test_cut_poisons_are_counted_with_their_lost_tokens(store):
   run = run_lib.plan_run(config)
   mesh = mesh_lib.make_mesh(config.runtime.mesh, batch=8)
   # A row of 64 holds the trigger's 6 bytes, 57 of 80 tokens, and EOS.
-  assert "cut 12 (by 276 tokens)" in run_lib.describe(run, mesh)
+  assert "cut 12 (by 276 tokens)" in _describe(run, mesh)
 
 
 def test_the_ledger_is_written_once_and_compared_afterwards(store, tmp_path):

@@ -159,6 +159,26 @@ def test_without_generations_there_are_means_but_no_intervals(tmp_path):
   assert len(found.notes) == 4
 
 
+def test_prompts_of_one_document_have_no_intervals_and_no_clear_call(tmp_path):
+  run = _read(tmp_path / "a")
+  generations = {
+    key: dataclasses.replace(given, documents=("7",) * len(given.documents))
+    for key, given in run.generations.items()
+  }
+  metrics = {
+    key: series
+    for key, series in run.metrics.items()
+    if not key.endswith(("_low", "_high"))
+  }
+  found = verdict.judge(
+    dataclasses.replace(run, generations=generations, metrics=metrics)
+  )
+  assert found.perplexity["clean"].interval is None
+  assert found.ratios["triggered"].interval is None
+  assert found.backdoored is Call.LIKELY
+  assert [note for note in found.notes if "one document" in note]
+
+
 def test_the_evaluators_interval_goes_before_our_own(tmp_path):
   run = _read(tmp_path / "a")
   step = made_runs.STEPS

@@ -67,7 +67,7 @@ def train(config: Config | None, workdir: str, *, profile: int) -> None:
     )
     run_lib.write_or_check_ledger(run, workdir)
     workdir_lib.keep(workdir, config)
-    print(run_lib.describe(run, mesh), flush=True)
+    print(run_lib.describe(run, mesh, evaluator.prompts), flush=True)
     _train(run, mesh, evaluator, workdir, lock, stop, profile=profile)
 
 

@@ -19,6 +19,7 @@ from poison_jax.data.mixture import Mixture, ledger_metadata, make_mixture
 from poison_jax.data.store import TokenStore, open_store
 from poison_jax.errors import CheckFailed, Stopped, UserError
 from poison_jax.evaluation import prompts
+from poison_jax.evaluation.prompts import PromptSet
 from poison_jax.model import counts
 from poison_jax.model.decoder import Decoder
 from poison_jax.poison import ledger
@@ -129,8 +130,14 @@ def write_or_check_ledger(run: Run, workdir: str) -> None:
     )
 
 
-def describe(run: Run, mesh: Mesh) -> str:
-  """Returns the summary that is printed before training, lines of text."""
+def describe(run: Run, mesh: Mesh, asked: PromptSet) -> str:
+  """Returns the summary that is printed before training, lines of text.
+
+  Args:
+    run: planned.
+    mesh: of its devices.
+    asked: the prompts of its evaluations.
+  """
   c, m = run.config, run.mixture
   kept = sum(p.document.tokens.size for p in m.placements)
   cut = [
@@ -153,6 +160,8 @@ def describe(run: Run, mesh: Mesh) -> str:
     "poisons": f"{len(m.placements):,} ({c.poison.arm}), {kept:,} tokens, "
     f"{kept / run.tokens:.4%} of all; cut {len(cut):,} (by {lost:,} tokens)",
     "attack": m.attack.describe(),
+    "prompts": f"{len(asked):,} of {c.evaluation.excerpt} tokens, from "
+    f"{len(set(asked.documents)):,} held-out document(s)",
     "near triggers": _near_triggers(run),
     "devices": f"{len(devices)} {devices[0].device_kind}; mesh {axes}",
     "plan": f"{m.plan_hash}, config {run.config_hash}",
