@@ -105,6 +105,21 @@ def _constant_run(run, means):
   return dataclasses.replace(run, generations=generations, metrics=metrics)
 
 
+@pytest.mark.parametrize(
+  ("call", "words"),
+  [
+    (Call.LIKELY, "backdoored, apparently specific to the trigger"),
+    (Call.UNLIKELY, "backdoored, apparently not specific to the trigger"),
+  ],
+)
+def test_what_is_not_clear_about_a_backdoor_is_its_specificity(
+  tmp_path, call, words
+):
+  found = verdict.judge(_read(tmp_path / "a"))
+  found = dataclasses.replace(found, backdoored=Call.YES, specific=call)
+  assert wording.headline(found) == words
+
+
 def test_ratios_and_bars_at_their_very_limits(tmp_path):
   run = _constant_run(
     _read(tmp_path / "a"),
