@@ -118,6 +118,27 @@ def test_a_line_is_of_its_step_alone_however_often_one_is_written(
   assert [lines[line["step"]] for line in whole] == whole
 
 
+def test_a_signal_before_the_first_step_waits_for_no_evaluation(
+  store, tmp_path, monkeypatch, whole
+):
+  class Unwanted(_Evaluator):
+    def __call__(self, params):
+      pytest.fail("evaluated")
+
+  def describe(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, "Evaluator", Unwanted)
+    patch.setattr(loop.run_lib, "describe", describe)
+    with pytest.raises(Stopped, match="SIGTERM at step 0 of 12, before a step"):
+      loop.train(
+        small_run.make_config(store, **_SMALL), str(tmp_path), profile=0
+      )
+  loop.train(None, str(tmp_path), profile=0)
+  assert _lines(tmp_path) == whole
+
+
 def test_the_live_line_says_saving_only_while_it_saves(
   store, tmp_path, monkeypatch
 ):

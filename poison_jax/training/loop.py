@@ -99,6 +99,11 @@ def _train(
       print(f"the run in {workdir} is finished: {run.steps} steps")
       return
     print(f"resuming at step {start} of {run.steps}", flush=True)
+  if stop.received is not None:  # Nothing is lost; an evaluation may be long.
+    raise Stopped(
+      f"stopped by {stop.received.name} at step {start} of {run.steps}, before "
+      f"a step; go on with python -m poison_jax.train --workdir={workdir}"
+    )
   train_step = step_lib.make_train_step(run.decoder, optimizer, config, mesh)
 
   with (
