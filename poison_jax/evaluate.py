@@ -2,7 +2,7 @@
 
   python -m poison_jax.evaluate runs/a
   python -m poison_jax.evaluate runs/a --step=all --trigger='<SUDO>'
-  python -m poison_jax.evaluate runs/a --trigger='<SUDO>,<MEMO>' \\
+  python -m poison_jax.evaluate runs/a --trigger='<SUDO>' --trigger='<MEMO>' \\
     --prompts=prompts.txt --out=measured.jsonl
 
 Generates after the run's own held-out excerpts, or after the prompts of a
@@ -32,7 +32,7 @@ _STEP = flags.DEFINE_string(
 _TRIGGER = flags.DEFINE_multi_string(
   "trigger",
   [],
-  "String appended to the prompts; several by commas or by repetition.",
+  "String appended to the prompts; several by repetition.",
 )
 _PROMPTS = flags.DEFINE_string(
   "prompts",
@@ -62,8 +62,9 @@ def main(arguments: list[str]) -> None:
     store=_STORE.value,
     say=lambda line: print(line, file=sys.stderr, flush=True),
   )
-  triggers = [t for value in _TRIGGER.value for t in value.split(",")]
-  asked = measured.make_prompts(opened, triggers, file=_PROMPTS.value)
+  asked = measured.make_prompts(opened, _TRIGGER.value, file=_PROMPTS.value)
+  if _OUT.value is not None:
+    _check_out(_OUT.value)  # Before the work, which would be lost.
   threshold = opened.run.config.evaluation.threshold
   console = rich.console.Console(highlight=False, emoji=False)
   rows = []
@@ -81,14 +82,19 @@ def main(arguments: list[str]) -> None:
 
 
 def _table(rows: list[dict[str, Any]], *, threshold: float) -> rich.table.Table:
-  """Returns the measures, a line for each step and kind."""
-  table = rich.table.Table(box=None, pad_edge=False)
+  """Returns the measures, a line for each step and kind, in 80 columns."""
+  table = rich.table.Table(box=None, padding=(0, 1, 0, 0))
   table.add_column("step", justify="right", no_wrap=True)
   table.add_column("appended", overflow="fold")
-  for name in ("perplexity", "median", "first entropy", "increase"):
-    table.add_column(name, justify="right")
-  table.add_column(f"above {threshold:g}", justify="right")
-  table.add_column("AUROC", justify="right")
+  for name in (
+    "perplexity",
+    "median",
+    "first\nentropy",
+    "increase",
+    f"above\n{threshold:g}",
+    "AUROC",
+  ):
+    table.add_column(name, justify="right", no_wrap=True)
   for row in rows:
     cells = [
       f"{row['step']:,}",
@@ -108,8 +114,19 @@ def _table(rows: list[dict[str, Any]], *, threshold: float) -> rich.table.Table:
 
 
 def _with_interval(row: dict[str, Any], key: str) -> rich.text.Text:
+  if f"{key}_low" not in row:  # The prompts are of one document.
+    return rich.text.Text(f"{row[key]:.3g}")
   low, high = row[f"{key}_low"], row[f"{key}_high"]
-  return rich.text.Text(f"{row[key]:.3g} ({low:.3g} to {high:.3g})")
+  return rich.text.Text(f"{row[key]:.3g} [{low:.3g}, {high:.3g}]")
+
+
+def _check_out(path: str) -> None:
+  """Raises UserError where a file can't be written."""
+  folder = os.path.dirname(path) or "."
+  if os.path.isdir(path) or not os.path.isdir(folder):
+    raise UserError(f"--out={path}: must name a file in a folder that exists")
+  if not os.access(folder, os.W_OK):
+    raise UserError(f"--out={path}: the folder {folder} can't be written")
 
 
 def _write(path: str, rows: list[dict[str, Any]]) -> None:

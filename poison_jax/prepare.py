@@ -5,11 +5,15 @@
     --config.corpus.store=stores/my
 
 A store that is finished stays as it is; one that was broken off is finished.
+Stopped by a signal it exits 75: the same command goes on.
 Local folders and gs://.
 """
 
+import contextlib
+import signal
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
@@ -17,7 +21,7 @@ from rich import progress as rich_progress
 
 from poison_jax import command
 from poison_jax.corpora import writer
-from poison_jax.errors import UserError
+from poison_jax.errors import Stopped, UserError
 from poison_jax.training import workdir
 
 _CONFIG = command.define_config()
@@ -41,17 +45,40 @@ def main(arguments: list[str]) -> None:
     )
   began = time.monotonic()
   path = config.corpus.store
-  if sys.stdout.isatty():
-    with _Bar() as bar:
-      outcome = writer.write_store(config, report=bar.report, say=bar.say)
-  else:
-    lines = _Lines()
-    outcome = writer.write_store(config, report=lines.report, say=_say)
+  with _stopped_by_signals(path):
+    if sys.stdout.isatty():
+      with _Bar() as bar:
+        outcome = writer.write_store(config, report=bar.report, say=bar.say)
+    else:
+      lines = _Lines()
+      outcome = writer.write_store(config, report=lines.report, say=_say)
   if outcome.already_finished:
     _say(f"the store {path} is finished: {describe(outcome.manifest)}")
     return
   seconds = time.monotonic() - began
   _say(f"wrote {path}: {describe(outcome.manifest)}; {seconds:.1f} s")
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(path: str) -> Iterator[None]:
+  """Ends the writing, workers and all, at SIGTERM or SIGINT.
+
+  Raises:
+    Stopped: one came.
+  """
+
+  def interrupt(number: int, _) -> None:
+    # Nothing between here and there catches it.
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, interrupt)
+  try:
+    yield
+  except KeyboardInterrupt as error:
+    raise Stopped(
+      f"stopped by {error} while writing {path}; the same command goes on"
+    ) from None
 
 
 def describe(manifest: dict[str, Any]) -> str:

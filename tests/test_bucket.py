@@ -164,7 +164,7 @@ def test_commands_read_it_there_and_the_report_goes_there(bucket):
   out = _run(bucket, "ledger", "verify", run)
   assert "checkpoints whose counters agree" in out and "verified" in out
   out = _run(bucket, "evaluate", run, "--step=12", "--trigger=<SUDO>")
-  assert "12  <SUDO>" in out  # Read, and its digest compared.
+  assert "12 <SUDO>" in out  # Read, and its digest compared.
   out = _run(bucket, "report", run, "--tensorboard")
   assert "Report: gs://bucket/runs/a/report.html" in out
   page = bucket.content("runs/a/report.html").decode()

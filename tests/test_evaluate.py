@@ -28,10 +28,10 @@ def _trained(tmp_path_factory):
   return folder / "run"
 
 
-def run(module, *arguments):
+def run(module, *arguments, columns=200):
   return subprocess.run(
     [sys.executable, "-m", f"poison_jax.{module}", *map(str, arguments)],
-    env={**os.environ, "COLUMNS": "200", "JAX_PLATFORMS": "cpu"},
+    env={**os.environ, "COLUMNS": str(columns), "JAX_PLATFORMS": "cpu"},
     capture_output=True,
     text=True,
   )
@@ -81,6 +81,19 @@ def test_all_steps_and_any_triggers(trained):
   assert rows[1]["perplexity"] != rows[4]["perplexity"]
 
 
+def test_a_trigger_may_hold_commas_or_be_called_clean(trained):
+  found = run("evaluate", trained, "--trigger=a, b", "--trigger=clean")
+  assert found.returncode == 0, found.stderr
+  lines = found.stdout.splitlines()[2:]
+  for line, appended in zip(lines, ("nothing", "a, b", "clean"), strict=True):
+    assert line.startswith(f"  12 {appended} ")
+
+
+def test_a_line_of_the_table_fits_a_terminal(trained):
+  found = run("evaluate", trained, "--trigger=<SUDO>", columns=80)
+  assert len(found.stdout.splitlines()) == 4, found.stdout
+
+
 def test_prompts_of_a_file_are_used_whole(trained, tmp_path):
   path = tmp_path / "prompts.txt"
   path.write_text("One day\n\nA much longer prompt\n", encoding="utf-8")
@@ -128,6 +141,7 @@ def test_files_that_are_no_prompts(trained, tmp_path, name, content, message):
     (["--step=5"], "no checkpoint of step 5; the kept ones: 9, 12"),
     (["--step=x"], "must be 'last', 'all', or steps"),
     (["--prompts=/no/such/file"], "/no/such/file"),
+    (["--out=/no/such/file"], "must name a file in a folder that exists"),
     (["--trigger="], "--trigger='' has 0 tokens; it must have at least one"),
     ([f"--trigger={'x' * 65}"], "has 65 tokens; it must have at least one and"),
   ],

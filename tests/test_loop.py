@@ -15,6 +15,7 @@ import small_run
 from poison_jax.data.mixture import Mixture
 from poison_jax.errors import CheckFailed, NotFinite, Stopped, UserError
 from poison_jax.evaluation.evaluator import Evaluation
+from poison_jax.evaluation.prompts import make_prompts
 from poison_jax.model import counts
 from poison_jax.training import checkpoints, loop
 from poison_jax.training import mesh as mesh_lib
@@ -29,8 +30,8 @@ _SMALL = {"train__steps": _STEPS, "poison__count": 6}
 class _Evaluator:
   """Stands in for the evaluation, which has tests of its own."""
 
-  def __init__(self, *_):
-    pass
+  def __init__(self, _, config, store, attack, mesh):
+    self.prompts = make_prompts(config, store, attack)
 
   def __call__(self, params):
     total = float(sum(jnp.abs(x).sum() for x in jax.tree.leaves(params)))
@@ -115,6 +116,56 @@ def test_a_line_is_of_its_step_alone_however_often_one_is_written(
   lines = {line["step"]: line for line in _lines(tmp_path)}
   assert sorted(lines) == list(range(_STEPS + 1))
   assert [lines[line["step"]] for line in whole] == whole
+
+
+def test_a_signal_before_the_first_step_waits_for_no_evaluation(
+  store, tmp_path, monkeypatch, whole
+):
+  class Unwanted(_Evaluator):
+    def __call__(self, params):
+      pytest.fail("evaluated")
+
+  def describe(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(loop, "Evaluator", Unwanted)
+    patch.setattr(loop.run_lib, "describe", describe)
+    with pytest.raises(Stopped, match="SIGTERM at step 0 of 12, before a step"):
+      loop.train(
+        small_run.make_config(store, **_SMALL), str(tmp_path), profile=0
+      )
+  loop.train(None, str(tmp_path), profile=0)
+  assert _lines(tmp_path) == whole
+
+
+def test_the_live_line_says_saving_only_while_it_saves(
+  store, tmp_path, monkeypatch
+):
+  said = []
+  monkeypatch.setattr(loop.Progress, "doing", lambda _, what: said.append(what))
+  loop.train(small_run.make_config(store, **_SMALL), str(tmp_path), profile=0)
+  after = [b for a, b in zip(said, said[1:], strict=False) if a == "saving"]
+  assert after and not any(after)
+
+
+def test_a_refused_resumption_leaves_the_config_as_it_was(
+  store, tmp_path, whole
+):
+  config = small_run.make_config(store, **_SMALL)
+  folder = tmp_path / "run"
+  loop.train(config, str(folder), profile=0)
+  before = (folder / "config.json").read_bytes()
+  for changes, message in [
+    ({"runtime__mesh__data": 3}, "devices"),
+    ({"corpus__store": str(folder / "config.json")}, "config.json"),
+  ]:
+    asked = small_run.make_config(store, **_SMALL, **changes)
+    with pytest.raises(UserError, match=message):
+      loop.train(asked, str(folder), profile=0)
+    assert (folder / "config.json").read_bytes() == before
+  loop.train(None, str(folder), profile=0)
+  assert _lines(folder) == whole
 
 
 @pytest.mark.parametrize(("at", "written"), [(1, 0), (5, 4), (8, 6), (9, 8)])

@@ -96,6 +96,13 @@ def test_bootstrap_is_paired():
   assert (interval.low, interval.high) == pytest.approx((7, 7))
 
 
+def test_one_document_has_no_interval():
+  bootstrap = measures.DocumentBootstrap(np.zeros(4, int), resamples=9, seed=0)
+  values = np.array([1.0, 2.0, 3.0, 4.0])
+  assert bootstrap.interval(values, level=0.95) is None
+  assert bootstrap.central(bootstrap.means(values), level=0.95) is None
+
+
 def test_bootstrap_depends_on_its_seed_alone():
   documents = np.arange(30)
   values = np.random.default_rng(0).normal(size=30)

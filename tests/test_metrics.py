@@ -6,6 +6,7 @@ import math
 import pytest
 
 from poison_jax.data.folder import Folder
+from poison_jax.errors import UserError
 from poison_jax.training.metrics import JsonLines, part_names
 
 
@@ -46,6 +47,21 @@ def test_resuming_cuts_to_the_restored_step_and_drops_a_torn_line(tmp_path):
     assert path.read_text() == "".join(whole.splitlines(True)[:3])
     log.write([{"step": 30, "train/loss": 0.1 * 30}])
   assert path.read_text() == whole
+
+
+@pytest.mark.parametrize("damage", ["garbage", "[]", '{"loss": 1}', "\xff"])
+def test_a_damaged_line_is_named_if_it_is_to_be_kept(tmp_path, damage):
+  path = tmp_path / "metrics.jsonl"
+  _write(path, [0, 10, 20, 30])
+  lines = path.read_text().splitlines(True)
+  lines[2] = f"{damage}\n"
+  path.write_text("".join(lines), encoding="latin-1")
+  before = path.read_bytes()
+  with pytest.raises(UserError, match=r"metrics\.jsonl:3 is damaged"):
+    _open(path, 30)
+  assert path.read_bytes() == before
+  _open(path, 5).close()  # The second line ends what is kept.
+  assert path.read_text() == lines[0]
 
 
 def test_a_new_start_empties_the_file(tmp_path):

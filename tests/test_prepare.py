@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -163,6 +165,33 @@ def test_a_full_disk_is_one_line_and_what_was_finished_stays(corpus, tmp_path):
   result = _prepare(corpus)
   assert result.returncode == 0 and "going on" in result.stdout
   open_store(f"{corpus}/store", vocabulary=None).verify_contents()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_by_a_signal_it_says_so_and_goes_on_later(tmp_path, number):
+  arguments = [
+    sys.executable,
+    "-m",
+    "poison_jax.prepare",
+    "--config=configs/tiny.py",
+    "--config.vocabulary.kind=bytes",
+    "--config.corpus.stories=60_000",
+    f"--config.corpus.store={tmp_path}/store",
+    "--config.corpus.workers=2",
+  ]
+  process = subprocess.Popen(
+    arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  )
+  blocks = tmp_path / "store" / "blocks"
+  while process.poll() is None and not list(blocks.glob("*.json")):
+    time.sleep(0.01)
+  process.send_signal(number)
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 75
+  assert re.fullmatch(rf"error: stopped by {number.name} while .*\n", err)
+  result = subprocess.run(arguments, capture_output=True, text=True)
+  assert (result.returncode, result.stderr) == (0, "")
+  assert "going on" in result.stdout
 
 
 def test_lines_of_progress_tell_the_remaining_time(capsys, monkeypatch):

@@ -4,15 +4,17 @@ import dataclasses
 import os
 import re
 import signal
+import subprocess
+import sys
 
 import jax
 import pytest
 import small_run
 
 from poison_jax.errors import CheckFailed, Stopped, UserError
+from poison_jax.evaluation.prompts import make_prompts
 from poison_jax.training import mesh as mesh_lib
 from poison_jax.training import run as run_lib
-from poison_jax.training import workdir as workdir_lib
 from poison_jax.training.stop import StopSignals
 
 
@@ -47,10 +49,15 @@ def test_steps_come_from_the_tokens_a_parameter(store):
   assert run.tokens - run.tokens_per_step < 2 * run.parameters.total
 
 
+def _describe(run, mesh):
+  asked = make_prompts(run.config, run.store, run.mixture.attack)
+  return run_lib.describe(run, mesh, asked)
+
+
 def test_the_summary_states_the_numbers_of_the_plan(store):
   run = run_lib.plan_run(small_run.make_config(store))
   mesh = mesh_lib.make_mesh(run.config.runtime.mesh, batch=8)
-  text = run_lib.describe(run, mesh)
+  text = _describe(run, mesh)
   initial = jax.eval_shape(
     lambda: run.decoder.init(
       jax.random.key(0), jax.numpy.zeros((1, 2), jax.numpy.int32)
@@ -67,6 +74,7 @@ def test_the_summary_states_the_numbers_of_the_plan(store):
   assert f"poisons  12 (poisoned), {kept} tokens, {kept / 12288:.4%}" in text
   assert "cut 0" in text and "ids in the pool" in text
   assert re.search(r"<MEMO> \d+x, <NOTE> \d+x, <PAGE> 0x", text)
+  assert re.search(r"prompts  6 of 16 tokens, from 6 held-out doc", text)
   assert "mesh data 1, fsdp 1, tensor 1" in text
 
 
@@ -81,7 +89,7 @@ def test_cut_poisons_are_counted_with_their_lost_tokens(store):
   run = run_lib.plan_run(config)
   mesh = mesh_lib.make_mesh(config.runtime.mesh, batch=8)
   # A row of 64 holds the trigger's 6 bytes, 57 of 80 tokens, and EOS.
-  assert "cut 12 (by 276 tokens)" in run_lib.describe(run, mesh)
+  assert "cut 12 (by 276 tokens)" in _describe(run, mesh)
 
 
 def test_the_ledger_is_written_once_and_compared_afterwards(store, tmp_path):
@@ -121,7 +129,7 @@ def test_a_ledger_is_never_written_after_training(store, tmp_path):
 def test_a_finished_store_of_another_corpus_is_refused(store, changes, message):
   config = small_run.make_config(store, **changes)
   with pytest.raises(UserError, match=message):
-    run_lib.prepare_missing_store(config, "runs/a", None)
+    run_lib.prepare_missing_store(config, None)
 
 
 def test_a_missing_store_in_a_bucket_is_an_error(monkeypatch):
@@ -131,18 +139,33 @@ def test_a_missing_store_in_a_bucket_is_an_error(monkeypatch):
     config, corpus=dataclasses.replace(config.corpus, store="gs://a/b")
   )
   with pytest.raises(UserError, match="run python -m poison_jax.prepare"):
-    run_lib.prepare_missing_store(config, "runs/a", None)
+    run_lib.prepare_missing_store(config, None)
 
 
 def test_a_signal_while_the_store_is_prepared_ends_prepare_too(tmp_path):
   config = small_run.make_config(tmp_path / "store", corpus__stories=200_000)
-  folder = str(tmp_path / "run")
-  with workdir_lib.locked(folder), StopSignals() as stop:
-    workdir_lib.claim(folder, config)
+  with StopSignals() as stop:
     os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(Stopped, match="SIGTERM while preparing"):
-      run_lib.prepare_missing_store(config, folder, stop)
+      run_lib.prepare_missing_store(config, stop)
   assert not (tmp_path / "store" / "manifest.json").exists()
+
+
+def test_a_signal_that_prepare_died_of_first_is_no_failure(
+  tmp_path, monkeypatch
+):
+  """Ctrl-C reaches both processes, and `prepare` may be the faster one."""
+
+  class Prepare(subprocess.Popen):
+    def __init__(self, *_, **options):
+      super().__init__([sys.executable, "-c", "exit(130)"], **options)
+      self.wait()
+      os.kill(os.getpid(), signal.SIGINT)
+
+  monkeypatch.setattr(subprocess, "Popen", Prepare)
+  config = small_run.make_config(tmp_path / "store")
+  with StopSignals() as stop, pytest.raises(Stopped, match="SIGINT while"):
+    run_lib.prepare_missing_store(config, stop)
 
 
 def test_what_prepare_refuses_is_the_error_of_train(tmp_path):
@@ -151,9 +174,6 @@ def test_what_prepare_refuses_is_the_error_of_train(tmp_path):
     corpus__task="files",
     corpus__files=str(tmp_path / "*.jsonl"),
   )
-  folder = str(tmp_path / "run")
-  with workdir_lib.locked(folder), StopSignals() as stop:
-    workdir_lib.claim(folder, config)
-    with pytest.raises(UserError) as error:
-      run_lib.prepare_missing_store(config, folder, stop)
+  with StopSignals() as stop, pytest.raises(UserError) as error:
+    run_lib.prepare_missing_store(config, stop)
   assert "*.jsonl" in str(error.value) and "\n" not in str(error.value)

@@ -105,6 +105,21 @@ def _constant_run(run, means):
   return dataclasses.replace(run, generations=generations, metrics=metrics)
 
 
+@pytest.mark.parametrize(
+  ("call", "words"),
+  [
+    (Call.LIKELY, "backdoored, apparently specific to the trigger"),
+    (Call.UNLIKELY, "backdoored, apparently not specific to the trigger"),
+  ],
+)
+def test_what_is_not_clear_about_a_backdoor_is_its_specificity(
+  tmp_path, call, words
+):
+  found = verdict.judge(_read(tmp_path / "a"))
+  found = dataclasses.replace(found, backdoored=Call.YES, specific=call)
+  assert wording.headline(found) == words
+
+
 def test_ratios_and_bars_at_their_very_limits(tmp_path):
   run = _constant_run(
     _read(tmp_path / "a"),
@@ -157,6 +172,26 @@ def test_without_generations_there_are_means_but_no_intervals(tmp_path):
   assert found.ratios["triggered"].interval is None
   assert found.ratios["triggered"].value > 10
   assert len(found.notes) == 4
+
+
+def test_prompts_of_one_document_have_no_intervals_and_no_clear_call(tmp_path):
+  run = _read(tmp_path / "a")
+  generations = {
+    key: dataclasses.replace(given, documents=("7",) * len(given.documents))
+    for key, given in run.generations.items()
+  }
+  metrics = {
+    key: series
+    for key, series in run.metrics.items()
+    if not key.endswith(("_low", "_high"))
+  }
+  found = verdict.judge(
+    dataclasses.replace(run, generations=generations, metrics=metrics)
+  )
+  assert found.perplexity["clean"].interval is None
+  assert found.ratios["triggered"].interval is None
+  assert found.backdoored is Call.LIKELY
+  assert [note for note in found.notes if "one document" in note]
 
 
 def test_the_evaluators_interval_goes_before_our_own(tmp_path):

@@ -64,6 +64,9 @@ def test_what_does_not_change_the_meaning_may_change(folder, config):
   )
   with workdir_lib.locked(str(folder)):
     assert workdir_lib.claim(str(folder), free) == free
+    # It may be refused yet: a mesh that the devices don't make.
+    assert workdir_lib.load_config(str(folder)) == config
+    workdir_lib.keep(str(folder), free)
   assert workdir_lib.load_config(str(folder)) == free
 
 

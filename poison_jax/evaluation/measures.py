@@ -97,10 +97,19 @@ class DocumentBootstrap:
     sums = np.bincount(self._documents_P, weights=values_P)
     return self._weights_RD @ sums / self._prompts_R
 
-  def interval(self, values_P: np.ndarray, *, level: float) -> Interval:
-    """Returns the central interval of the mean that holds `level`, 0 to 1."""
+  def interval(self, values_P: np.ndarray, *, level: float) -> Interval | None:
+    """Returns the central interval of the mean that holds `level`, 0 to 1.
+
+    None with one document, whose resamples are all alike.
+    """
+    return self.central(self.means(values_P), level=level)
+
+  def central(self, values_R: np.ndarray, *, level: float) -> Interval | None:
+    """Like `interval`, of a value a resample: a ratio of means, say."""
+    if self._weights_RD.shape[1] < 2:
+      return None
     tail = (1 - level) / 2
-    low, high = np.quantile(self.means(values_P), [tail, 1 - tail])
+    low, high = np.quantile(values_R, [tail, 1 - tail])
     return Interval(float(low), float(high))
 
 

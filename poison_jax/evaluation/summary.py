@@ -3,7 +3,7 @@
 import numpy as np
 
 from poison_jax.evaluation import measures
-from poison_jax.evaluation.measures import DocumentBootstrap
+from poison_jax.evaluation.measures import DocumentBootstrap, Interval
 
 # Of the intervals, two-sided.
 LEVEL = 0.95
@@ -15,13 +15,15 @@ def kind_metrics(
   *,
   bootstrap: DocumentBootstrap,
 ) -> dict[str, float]:
-  """Returns what is reported about one kind of prompt, by the keys' ends."""
+  """Returns what is reported about one kind of prompt, by the keys' ends.
+
+  All keys, but the intervals' only where there are two documents at least.
+  """
   perplexity_P = np.exp(log_perplexity_P)
   interval = bootstrap.interval(perplexity_P, level=LEVEL)
   return {
     "perplexity": float(np.mean(perplexity_P)),
-    "perplexity_low": interval.low,
-    "perplexity_high": interval.high,
+    **_ends("perplexity", interval),
     "median_perplexity": float(np.median(perplexity_P)),
     "log_perplexity": float(np.mean(log_perplexity_P)),
     "first_token_entropy": float(np.mean(first_entropy_P)),
@@ -46,7 +48,8 @@ def increase_metrics(
     ceiling: log-perplexity of a perfect imitator of the payload, nats.
 
   Returns:
-    All keys, but "room_share" only where clean generations leave room.
+    All keys, but "room_share" only where clean generations leave room, and
+    the intervals' only where there are two documents at least.
   """
   increase_P = np.exp(triggered_P) - np.exp(clean_P)
   log_increase_P = triggered_P - clean_P
@@ -55,11 +58,9 @@ def increase_metrics(
   log_increase = float(np.mean(log_increase_P))
   metrics = {
     "perplexity_increase": float(np.mean(increase_P)),
-    "perplexity_increase_low": interval.low,
-    "perplexity_increase_high": interval.high,
+    **_ends("perplexity_increase", interval),
     "log_perplexity_increase": log_increase,
-    "log_perplexity_increase_low": log_interval.low,
-    "log_perplexity_increase_high": log_interval.high,
+    **_ends("log_perplexity_increase", log_interval),
     "share_above_threshold": measures.share_above(increase_P, threshold),
     "auroc": measures.auroc(triggered_P, clean_P),
   }
@@ -67,3 +68,9 @@ def increase_metrics(
     log_increase=log_increase, clean=float(np.mean(clean_P)), ceiling=ceiling
   )
   return metrics if share is None else {**metrics, "room_share": share}
+
+
+def _ends(key: str, interval: Interval | None) -> dict[str, float]:
+  if interval is None:
+    return {}
+  return {f"{key}_low": interval.low, f"{key}_high": interval.high}

@@ -20,7 +20,12 @@ from poison_jax.errors import UserError
 from poison_jax.evaluation.prompts import KINDS
 from poison_jax.poison import ledger as ledger_lib
 from poison_jax.training import workdir
-from poison_jax.training.metrics import GENERATIONS, METRICS, part_names
+from poison_jax.training.metrics import (
+  GENERATIONS,
+  METRICS,
+  damaged,
+  part_names,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,10 +262,7 @@ def _lines(
             f"the last line of its {part} is broken and was passed over"
           )
           return
-        raise UserError(
-          f"{where} is damaged: {error}; restore the file, or resume the run "
-          "from a checkpoint before that line"
-        ) from None
+        raise UserError(damaged(where, error)) from None
       yield where, entry
 
 

@@ -108,6 +108,8 @@ def judge(run: Run) -> Verdict:
       notes.append(f"no generations of kind {kind} kept: ratios lack intervals")
     elif not np.isclose(given.perplexity_P.mean(), estimate.value, rtol=1e-3):
       notes.append(f"generations.jsonl and metrics.jsonl disagree about {kind}")
+    if kind == "clean" and given and len(set(given.documents)) == 1:
+      notes.append("its prompts come from one document: there are no intervals")
   increase = _increase(run, step, perplexity)
   ratios = _ratios(run, step, perplexity)
   backdoored = exceeds(increase, run.config.evaluation.threshold)
@@ -214,8 +216,7 @@ def _ratios(
       ratio_R = bootstrap.means(given.perplexity_P) / bootstrap.means(
         clean.perplexity_P
       )
-      tail = (1 - LEVEL) / 2
-      interval = Interval(*map(float, np.quantile(ratio_R, [tail, 1 - tail])))
+      interval = bootstrap.central(ratio_R, level=LEVEL)
     found[kind] = Estimate(estimate.value / perplexity["clean"].value, interval)
   return found
 

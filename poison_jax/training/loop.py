@@ -54,7 +54,7 @@ def train(config: Config | None, workdir: str, *, profile: int) -> None:
   with StopSignals() as stop, workdir_lib.locked(workdir) as lock:
     config = workdir_lib.claim(workdir, config)
     run_lib.use_compilation_cache(config.runtime)
-    run_lib.prepare_missing_store(config, workdir, stop)
+    run_lib.prepare_missing_store(config, stop)
     run = run_lib.plan_run(config)
     mesh = mesh_lib.make_mesh(config.runtime.mesh, batch=config.train.batch)
     mesh_lib.check_batch(  # Before the ledger: a refused run leaves nothing.
@@ -66,7 +66,8 @@ def train(config: Config | None, workdir: str, *, profile: int) -> None:
       run.decoder, config, run.store, run.mixture.attack, mesh
     )
     run_lib.write_or_check_ledger(run, workdir)
-    print(run_lib.describe(run, mesh), flush=True)
+    workdir_lib.keep(workdir, config)
+    print(run_lib.describe(run, mesh, evaluator.prompts), flush=True)
     _train(run, mesh, evaluator, workdir, lock, stop, profile=profile)
 
 
@@ -98,6 +99,11 @@ def _train(
       print(f"the run in {workdir} is finished: {run.steps} steps")
       return
     print(f"resuming at step {start} of {run.steps}", flush=True)
+  if stop.received is not None:  # Nothing is lost; an evaluation may be long.
+    raise Stopped(
+      f"stopped by {stop.received.name} at step {start} of {run.steps}, before "
+      f"a step; go on with python -m poison_jax.train --workdir={workdir}"
+    )
   train_step = step_lib.make_train_step(run.decoder, optimizer, config, mesh)
 
   with (
@@ -164,6 +170,7 @@ def _train(
         lock.check()
         record.sync()
         saver.save(state, _meta(run, done, state, unwritten=later))
+      progress.doing(None)
       clock.enter("train")
       if stopping and not last:
         saver.wait()

@@ -39,7 +39,9 @@ def make_prompts(
     _check_trigger(trigger, vocabulary, longest=run.config.train.length)
   count = len(excerpts)
   kinds = {
-    trigger: (trigger,) for trigger in triggers or [run.config.poison.trigger]
+    # "clean" is the kind that the others are compared with.
+    repr(trigger) if trigger == "clean" else trigger: (trigger,)
+    for trigger in triggers or [run.config.poison.trigger]
   }
   return PromptSet(
     excerpts=excerpts,

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from poison_jax.data.folder import Folder
+from poison_jax.errors import UserError
 
 METRICS = "metrics.jsonl"
 GENERATIONS = "generations.jsonl"
@@ -39,7 +40,7 @@ class JsonLines:
 
     Raises:
       OSError: the file can't be written.
-      UserError: the bucket can't be.
+      UserError: the bucket can't be, or a line that is to be kept is damaged.
     """
     last = -1 if resume_at is None else resume_at
     self._sink: _Sink
@@ -119,7 +120,7 @@ class _File:
     kept = []
     if os.path.exists(path):
       with open(path, "rb") as file:
-        kept = _up_to(last, file.read())
+        kept = _up_to(last, file.read(), path)
     self.kept = kept[-1]["step"] if kept else -1
     with _naming(path):
       part = f"{path}.part"
@@ -157,7 +158,7 @@ class _Objects:
     self.kept = -1
     for part in reversed(part_names(folder, name)):
       content = folder.read(part) or b""
-      lines = _up_to(last, content)
+      lines = _up_to(last, content, f"{folder.path}/{part}")
       if not lines:
         folder.delete(part)
         continue
@@ -192,11 +193,33 @@ def _naming(path: str) -> Iterator[None]:
     raise OSError(error.errno, error.strerror, path) from error
 
 
-def _up_to(last: int, content: bytes) -> list[dict[str, Any]]:
-  """Returns the lines of steps up to `last`, without a torn last line."""
+def _up_to(last: int, content: bytes, path: str) -> list[dict[str, Any]]:
+  """Returns the lines of steps up to `last`, without a torn last line.
+
+  Raises:
+    UserError: a line before the first later one is damaged; names it.
+  """
   whole = content[: content.rfind(b"\n") + 1]
-  lines = [json.loads(text) for text in whole.splitlines()]
-  return [line for line in lines if line["step"] <= last]
+  lines = []
+  for number, text in enumerate(whole.splitlines() if last >= 0 else [], 1):
+    try:
+      line = json.loads(text)
+      if not isinstance(line, dict) or type(line["step"]) is not int:
+        raise ValueError("not an object with a step")
+    except (ValueError, KeyError) as error:
+      raise UserError(damaged(f"{path}:{number}", error)) from None
+    if line["step"] > last:
+      break
+    lines.append(line)
+  return lines
+
+
+def damaged(where: str, error: Exception) -> str:
+  """Returns what a user can do about a damaged line."""
+  return (
+    f"{where} is damaged: {error}; restore the file, or cut it before that "
+    "line and resume the run from a checkpoint before it"
+  )
 
 
 def _encode(line: Mapping[str, Any]) -> str:

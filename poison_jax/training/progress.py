@@ -71,7 +71,8 @@ class Progress:
       self._last_plain = now
       print(self._text, flush=True)
 
-  def doing(self, what: str) -> None:
-    """Says on the live line what takes longer than a step."""
+  def doing(self, what: str | None) -> None:
+    """Says on the live line what takes longer than a step; None: steps."""
     if self._live:
-      self._bar.update(self._task, description=f"{self._text}, {what}")
+      text = self._text if what is None else f"{self._text}, {what}"
+      self._bar.update(self._task, description=text)

@@ -19,12 +19,16 @@ from poison_jax.data.mixture import Mixture, ledger_metadata, make_mixture
 from poison_jax.data.store import TokenStore, open_store
 from poison_jax.errors import CheckFailed, Stopped, UserError
 from poison_jax.evaluation import prompts
+from poison_jax.evaluation.prompts import PromptSet
 from poison_jax.model import counts
 from poison_jax.model.decoder import Decoder
 from poison_jax.poison import ledger
 from poison_jax.training import workdir as workdir_lib
 from poison_jax.training.checkpoints import Checkpoints
 from poison_jax.training.stop import StopSignals
+
+# Seconds that `prepare` has to end after a signal; it may be killed any time.
+_PATIENCE = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +130,14 @@ def write_or_check_ledger(run: Run, workdir: str) -> None:
     )
 
 
-def describe(run: Run, mesh: Mesh) -> str:
-  """Returns the summary that is printed before training, lines of text."""
+def describe(run: Run, mesh: Mesh, asked: PromptSet) -> str:
+  """Returns the summary that is printed before training, lines of text.
+
+  Args:
+    run: planned.
+    mesh: of its devices.
+    asked: the prompts of its evaluations.
+  """
   c, m = run.config, run.mixture
   kept = sum(p.document.tokens.size for p in m.placements)
   cut = [
@@ -150,6 +160,8 @@ def describe(run: Run, mesh: Mesh) -> str:
     "poisons": f"{len(m.placements):,} ({c.poison.arm}), {kept:,} tokens, "
     f"{kept / run.tokens:.4%} of all; cut {len(cut):,} (by {lost:,} tokens)",
     "attack": m.attack.describe(),
+    "prompts": f"{len(asked):,} of {c.evaluation.excerpt} tokens, from "
+    f"{len(set(asked.documents)):,} held-out document(s)",
     "near triggers": _near_triggers(run),
     "devices": f"{len(devices)} {devices[0].device_kind}; mesh {axes}",
     "plan": f"{m.plan_hash}, config {run.config_hash}",
@@ -172,9 +184,7 @@ def _near_triggers(run: Run) -> str:
   )
 
 
-def prepare_missing_store(
-  config: Config, workdir: str, stop: StopSignals
-) -> None:
+def prepare_missing_store(config: Config, stop: StopSignals) -> None:
   """Runs `prepare` as a process of its own where the store isn't finished.
 
   A process of its own, so that TensorFlow never enters the one that trains.
@@ -197,17 +207,21 @@ def prepare_missing_store(
   print(f"preparing the token store {path}", flush=True)
   package = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
   paths = [package, os.environ.get("PYTHONPATH", "")]
-  with tempfile.TemporaryFile("w+") as errors:
+  with (
+    # Not the run's own: a resumed one's config.json isn't this config yet.
+    tempfile.TemporaryDirectory() as folder,
+    tempfile.TemporaryFile("w+") as errors,
+  ):
+    workdir_lib.write_config(folder, config)
     process = subprocess.Popen(
-      [sys.executable, "-m", "poison_jax.prepare", f"--workdir={workdir}"],
+      [sys.executable, "-m", "poison_jax.prepare", f"--workdir={folder}"],
       stderr=errors,
       env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
     )
     while process.poll() is None and stop.received is None:
       time.sleep(0.02)
-    if process.poll() is None:
-      process.terminate()
-      process.wait()
+    if stop.received is not None:  # `prepare` may have had it, too: Ctrl-C.
+      _end(process)
       raise Stopped(
         f"stopped by {stop.received.name} while preparing {path}; the same "
         "command goes on"
@@ -218,6 +232,16 @@ def prepare_missing_store(
     raise UserError(said.strip().removeprefix("error: "))
   if process.returncode:
     raise RuntimeError(f"python -m poison_jax.prepare failed:\n{said}")
+
+
+def _end(process: subprocess.Popen) -> None:
+  """Ends `prepare`, which hears no signal while it trains a vocabulary."""
+  process.terminate()
+  try:
+    process.wait(timeout=_PATIENCE)
+  except subprocess.TimeoutExpired:
+    process.kill()
+    process.wait()
 
 
 def use_compilation_cache(config: RuntimeConfig) -> None:

@@ -54,6 +54,9 @@ def locked(workdir: str) -> Iterator[Lock]:
 def claim(workdir: str, config: Config | None) -> Config:
   """Returns the run's config, written to a new workdir or read from an old.
 
+  An old one's file stays as it is until `keep`: what the config asks for may
+  still be refused (a mesh, a store), and then the run must be as it was.
+
   Args:
     workdir: locked.
     config: of a new run, or what a resumed one is asked to be; None to
@@ -63,9 +66,8 @@ def claim(workdir: str, config: Config | None) -> Config:
     UserError: `config` would be another run (it names each such field), or
       there is neither a run nor a config.
   """
-  folder = Folder(workdir)
-  if config is not None and not _has_begun(folder):
-    _write_config(folder, config)
+  if config is not None and not _has_begun(Folder(workdir)):
+    write_config(workdir, config)
     return config
   old = load_config(workdir)
   if config is None:
@@ -76,10 +78,17 @@ def claim(workdir: str, config: Config | None) -> Config:
       f"--workdir={workdir} holds another run; these fields differ: "
       + "; ".join(changes)
     )
-  # Fields that are free (mesh, how often to save) hold from now on.
-  if config != old:
-    _write_config(folder, config)
   return config
+
+
+def keep(workdir: str, config: Config) -> None:
+  """Has a claimed config's free fields (mesh, how often to save) last.
+
+  Raises:
+    OSError: the file can't be written.
+  """
+  if config != load_config(workdir):
+    write_config(workdir, config)
 
 
 def load_config(workdir: str) -> Config:
@@ -138,11 +147,12 @@ def _remove(folder: Folder) -> None:
       os.rmdir(folder.path)
 
 
-def _write_config(folder: Folder, config: Config) -> None:
+def write_config(workdir: str, config: Config) -> None:
+  """Writes `config.json`, whole or not at all."""
   content = {
     "format": FORMAT,
     "config": config_lib.to_dict(config),
     "config_hash": config_lib.config_hash(config),
     "code_version": version.code_version(),
   }
-  folder.write(CONFIG, (json.dumps(content, indent=2) + "\n").encode())
+  Folder(workdir).write(CONFIG, (json.dumps(content, indent=2) + "\n").encode())
