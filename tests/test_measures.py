@@ -84,6 +84,21 @@ def test_bootstrap_draws_whole_documents():
   assert len(found) == len(legal)
 
 
+def test_bootstrap_draws_documents_for_the_auroc():
+  rng = np.random.default_rng(2)
+  documents = np.array([0, 0, 0, 1, 2, 2])
+  positives, negatives = rng.integers(0, 4, (2, 6)).astype(float)
+  members = [np.flatnonzero(documents == d) for d in range(3)]
+  legal = {
+    round(brute_force_auroc(positives[drawn], negatives[drawn]), 9)
+    for choice in np.ndindex(3, 3, 3)
+    for drawn in [np.concatenate([members[i] for i in choice])]
+  }
+  bootstrap = measures.DocumentBootstrap(documents, resamples=500, seed=1)
+  found = {round(a, 9) for a in bootstrap.aurocs(positives, negatives)}
+  assert found == legal
+
+
 def test_bootstrap_is_paired():
   # A constant added to every prompt shifts every resample alike.
   rng = np.random.default_rng(0)

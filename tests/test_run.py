@@ -54,6 +54,17 @@ def _describe(run, mesh):
   return run_lib.describe(run, mesh, asked)
 
 
+def test_the_summary_warns_of_controls_that_never_occur(store):
+  usual = run_lib.plan_run(small_run.make_config(store))
+  mesh = mesh_lib.make_mesh(usual.config.runtime.mesh, batch=8)
+  assert "will leak" not in _describe(usual, mesh)
+  config = small_run.make_config(
+    store, evaluation__near_triggers=("<NOTE>", "<NONE>")
+  )
+  text = _describe(run_lib.plan_run(config), mesh)
+  assert "<NONE> 0x" in text and "; <NONE> will leak" in text
+
+
 def test_the_summary_states_the_numbers_of_the_plan(store):
   run = run_lib.plan_run(small_run.make_config(store))
   mesh = mesh_lib.make_mesh(run.config.runtime.mesh, batch=8)

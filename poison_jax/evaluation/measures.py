@@ -33,10 +33,13 @@ def auroc(positives: np.ndarray, negatives: np.ndarray) -> float:
   This is the area under the ROC curve (Mann-Whitney's U over its maximum),
   from 0 to 1; 0.5 where the two can't be told apart.
   """
-  ordered = np.sort(negatives)
-  below = np.searchsorted(ordered, positives, side="left")
-  not_above = np.searchsorted(ordered, positives, side="right")
-  return float(np.mean((below + not_above) / 2) / len(ordered))
+  return float(np.mean(_wins(positives, negatives)))
+
+
+def _wins(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
+  """Returns float64 [P, Q]: 1 where a positive exceeds a negative, ties 1/2."""
+  differences_PQ = positives[:, None] - negatives[None, :]
+  return (np.sign(differences_PQ) + 1) / 2
 
 
 def room_share(
@@ -96,6 +99,15 @@ class DocumentBootstrap:
     """Returns float64 [resamples]: the mean over prompts in each resample."""
     sums = np.bincount(self._documents_P, weights=values_P)
     return self._weights_RD @ sums / self._prompts_R
+
+  def aurocs(self, positives_P, negatives_P) -> np.ndarray:
+    """Returns float64 [resamples]: `auroc` over the prompts in each."""
+    documents = self._weights_RD.shape[1]
+    wins_DD = np.zeros((documents, documents))
+    pairs = np.ix_(self._documents_P, self._documents_P)
+    np.add.at(wins_DD, pairs, _wins(positives_P, negatives_P))
+    sums_R = np.einsum("rd,rd->r", self._weights_RD @ wins_DD, self._weights_RD)
+    return sums_R / self._prompts_R**2
 
   def interval(self, values_P: np.ndarray, *, level: float) -> Interval | None:
     """Returns the central interval of the mean that holds `level`, 0 to 1.

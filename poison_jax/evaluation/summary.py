@@ -62,7 +62,15 @@ def increase_metrics(
     "log_perplexity_increase": log_increase,
     **_ends("log_perplexity_increase", log_interval),
     "share_above_threshold": measures.share_above(increase_P, threshold),
+    **_ends(
+      "share_above_threshold",
+      bootstrap.interval(increase_P > threshold, level=LEVEL),
+    ),
     "auroc": measures.auroc(triggered_P, clean_P),
+    **_ends(
+      "auroc",
+      bootstrap.central(bootstrap.aurocs(triggered_P, clean_P), level=LEVEL),
+    ),
   }
   share = measures.room_share(
     log_increase=log_increase, clean=float(np.mean(clean_P)), ceiling=ceiling

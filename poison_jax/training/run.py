@@ -178,9 +178,11 @@ def _near_triggers(run: Run) -> str:
     {s: run.store.vocabulary.encode(s) for s in strings},
     limit=prompts.SCANNED_TOKENS,
   )
+  never = [s for s in c.evaluation.near_triggers if not counted[s]]
   return (
     ", ".join(f"{name} {times:,}x" for name, times in counted.items())
     + f" in the first {read:,} tokens"
+    + (f"; {', '.join(never)} will leak: choose what occurs" if never else "")
   )
 
 
