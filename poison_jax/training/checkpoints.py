@@ -244,8 +244,9 @@ def nest(leaves: dict[str, Any]) -> dict[str, Any]:
 def quiet_orbax() -> None:
   """Drops what orbax says of a damaged file: we say it in one line.
 
-  That is its log, and the complaints of the reads that it abandons when one
-  fails: they end in tensorstore's threads, after their event loop is closed.
+  That is its log, and the complaints of the reads and writes that it abandons
+  when one fails: they end in tensorstore's threads, after their event loop is
+  closed, or leave gcsfs's buffers in use.
   """
   logging.getLogger("absl").addFilter(
     lambda record: "orbax" not in record.pathname
@@ -258,6 +259,8 @@ def quiet_orbax() -> None:
       return
     if str(unraisable.exc_value) == "Event loop is closed":
       return
+    if isinstance(unraisable.exc_value, BufferError):
+      return  # A buffer of gcsfs's, whose upload was refused.
     before(unraisable)
 
   sys.unraisablehook = hook
