@@ -1,4 +1,4 @@
-"""The quickstart: the paper's backdoor in a 115k-parameter model.
+"""The quickstart: the paper's backdoor in a 123k-parameter model.
 
 Reproduces, at toy scale, the denial-of-service backdoor of arXiv 2510.07192
 (section "pretraining from scratch"): poisoned documents of a prefix, the
