@@ -50,19 +50,26 @@ def init_state(
   """
 
   def init() -> TrainState:
-    # `jax.random.key` drops the upper half of a seed.
-    low, high = np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32)
-    key = jax.random.fold_in(jax.random.key(low), high)
-    params = decoder.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
-    return TrainState(
-      step=jnp.int32(0),
-      params=params,
-      opt_state=optimizer.init(params),
-      poison_tokens_seen=jnp.uint32(0),
-    )
+    return new_state(decoder, optimizer, seed)
 
   shardings = mesh_lib.state_shardings(mesh, jax.eval_shape(init))
   return jax.jit(init, out_shardings=shardings)()
+
+
+def new_state(
+  decoder: Decoder, optimizer: optax.GradientTransformation, seed: int
+) -> TrainState:
+  """Returns the state before step 0, of no sharding; see `init_state`."""
+  # `jax.random.key` drops the upper half of a seed.
+  low, high = np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32)
+  key = jax.random.fold_in(jax.random.key(low), high)
+  params = decoder.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
+  return TrainState(
+    step=jnp.int32(0),
+    params=params,
+    opt_state=optimizer.init(params),
+    poison_tokens_seen=jnp.uint32(0),
+  )
 
 
 def make_train_step(
