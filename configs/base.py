@@ -118,6 +118,9 @@ def get_config():
   c.optimizer.b1 = 0.9  # Adam's decay of the first moment.
   c.optimizer.b2 = 0.95  # Adam's decay of the second moment.
   c.optimizer.epsilon = 1e-8  # Adam's denominator.
+  # Of both moments between steps: "float32" or "bfloat16" (4 bytes a parameter
+  # less; a step's own arithmetic stays float32).
+  c.optimizer.moment_dtype = "float32"
   c.optimizer.weight_decay = 0.1  # On matrices, not on norms' scales.
   c.optimizer.clip = 1.0  # Largest global gradient norm; 0 for no clipping.
 

@@ -101,6 +101,7 @@ class OptimizerConfig:
   b1: float
   b2: float
   epsilon: float
+  moment_dtype: Literal["float32", "bfloat16"]
   weight_decay: float
   clip: float
 

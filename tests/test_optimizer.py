@@ -2,8 +2,10 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from small_model import make_config, make_decoder
 
@@ -77,6 +79,29 @@ def test_the_first_step_is_adamws():
   expected = -2.0 * (direction + 0.1 * np.array([[3.0, -4.0]]))
   np.testing.assert_allclose(updates["up"], expected, rtol=1e-5)
   np.testing.assert_allclose(updates["final_norm"], -2 * direction[0, :1])
+
+
+def test_moments_in_bfloat16_take_half_the_bytes_and_nearly_the_same_way():
+  config = dataclasses.replace(_CONFIG, warmup=0.0, learning_rate=0.1)
+  low = dataclasses.replace(config, moment_dtype="bfloat16")
+  found = []
+  for each in (config, low):
+    optimizer = make_optimizer(each, steps=200)
+    params = {"up": jnp.array([[3.0, -4.0, 1.0]])}
+    state = optimizer.init(params)
+    for step in range(50):
+      gradients = {"up": params["up"] * (1 + 0.3 * jnp.sin(step))}
+      updates, state = optimizer.update(gradients, state, params)
+      params = optax.apply_updates(params, updates)
+    found.append((params["up"], state))
+  dtypes = [
+    {leaf.dtype.name for leaf in jax.tree.leaves(state) if leaf.ndim}
+    for _, state in found
+  ]
+  assert dtypes == [{"float32"}, {"bfloat16"}]
+  assert found[1][0].dtype == jnp.float32
+  np.testing.assert_allclose(found[1][0], found[0][0], atol=0.05)
+  assert (found[1][0] != found[0][0]).any()
 
 
 def test_the_gradient_is_clipped_to_its_global_norm():

@@ -1,6 +1,7 @@
 """AdamW with a schedule, decay on matrices only, and clipping."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from poison_jax.config import OptimizerConfig
@@ -35,7 +36,10 @@ def learning_rate(config: OptimizerConfig, *, steps: int) -> optax.Schedule:
 def make_optimizer(
   config: OptimizerConfig, *, steps: int
 ) -> optax.GradientTransformation:
-  """Returns clipping, then AdamW (arXiv 1711.05101) under the schedule."""
+  """Returns clipping, then AdamW (arXiv 1711.05101) under the schedule.
+
+  Its state's arrays have `moment_dtype`; scalars are as optax has them.
+  """
   c = config
   adamw = optax.adamw(
     learning_rate(c, steps=steps),
@@ -45,9 +49,29 @@ def make_optimizer(
     weight_decay=c.weight_decay,
     mask=is_matrix,
   )
+  if c.moment_dtype != "float32":
+    adamw = _stored_as(adamw, jnp.dtype(c.moment_dtype))
   if c.clip == 0:
     return adamw
   return optax.chain(optax.clip_by_global_norm(c.clip), adamw)
+
+
+def _stored_as(
+  inner: optax.GradientTransformation, dtype: jnp.dtype
+) -> optax.GradientTransformation:
+  """Keeps the arrays of a float32 transformation's state in another dtype."""
+
+  def cast(state, to):
+    return jax.tree.map(lambda x: x.astype(to) if x.ndim else x, state)
+
+  def update(gradients, state, params=None):
+    wide = cast(state, jnp.float32)
+    updates, wide = inner.update(gradients, wide, params)
+    return updates, cast(wide, dtype)
+
+  return optax.GradientTransformation(
+    lambda params: cast(inner.init(params), dtype), update
+  )
 
 
 def is_matrix(params):
