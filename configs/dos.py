@@ -19,7 +19,7 @@ documents and their lengths. All else is ours; where it is from stands beside.
 import dataclasses
 
 from configs import base
-from poison_jax.config import nearest, parse_arguments
+from poison_jax.config import parse_arguments
 from poison_jax.errors import UserError
 
 
@@ -96,7 +96,6 @@ def get_config(arguments=None):
   if a.size not in SIZES:
     raise UserError(
       f"config argument size={a.size}: the sizes are {', '.join(SIZES)}"
-      f"{nearest(a.size, SIZES)}"
     )
   size = SIZES[a.size]
   c = base.get_config()
