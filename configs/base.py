@@ -181,6 +181,10 @@ def get_config():
   c.runtime.mesh.data = -1
   c.runtime.mesh.fsdp = 1
   c.runtime.mesh.tensor = 1
+  # Attention over whole rows: "xla" runs anywhere, "cudnn" on NVIDIA GPUs,
+  # "splash" on TPU; "auto" takes the platform's own where it can run. The same
+  # function to rounding, so a run may go on with another one.
+  c.runtime.attention = "auto"
   c.runtime.prefetch = 4  # Batches made ahead.
   # Folder of compiled programs, local or gs://; "" for no cache.
   c.runtime.compilation_cache = "~/.cache/poison_jax"

@@ -160,6 +160,7 @@ class MeshConfig:
 @dataclasses.dataclass(frozen=True)
 class RuntimeConfig:
   mesh: MeshConfig
+  attention: Literal["auto", "xla", "cudnn", "splash"]
   prefetch: int
   compilation_cache: str
 
@@ -205,6 +206,7 @@ FREE_ON_RESUME = frozenset(
     "runtime.mesh.data",
     "runtime.mesh.fsdp",
     "runtime.mesh.tensor",
+    "runtime.attention",
     "runtime.prefetch",
     "runtime.compilation_cache",
   }

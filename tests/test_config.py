@@ -64,6 +64,7 @@ def test_base_explains_every_field():
     ("seeds.order", 2**63, r"less than 2\*\*63"),
     ("corpus.task", "files", "config.corpus.files"),
     ("runtime.mesh.fsdp", -1, "config.runtime.mesh is"),
+    ("runtime.attention", "flash", "'auto', 'xla', 'cudnn', 'splash'"),
   ],
 )
 def test_a_bad_value_is_refused_by_its_name(path, value, message):
@@ -114,6 +115,7 @@ def test_only_changes_of_meaning_change_the_hash():
   config = config_lib.from_dict(tree)
   tree["checkpoint"]["every"] = 7
   tree["runtime"]["mesh"]["data"] = 1
+  tree["runtime"]["attention"] = "xla"
   moved = config_lib.from_dict(tree)
   assert config_lib.config_hash(moved) == config_lib.config_hash(config)
   assert config_lib.changes_of_meaning(config, moved) == []

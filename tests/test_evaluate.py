@@ -1,5 +1,6 @@
 """The command that measures any checkpoint after any trigger or prompts."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ import small_run
 from poison_jax.corpora import writer
 from poison_jax.errors import UserError
 from poison_jax.training import loop, measured
+from poison_jax.training import workdir as workdir_lib
 from poison_jax.training.opened import open_run
 
 
@@ -161,6 +163,20 @@ def test_a_store_that_the_run_was_not_trained_on_is_refused(trained, tmp_path):
   )
   with pytest.raises(UserError, match="trained on [0-9a-f]{16}: name that one"):
     next(opened_there.params("last"))
+
+
+def test_a_run_on_another_platform_is_opened_with_this_ones_attention(
+  trained, tmp_path
+):
+  config = opened(trained).run.config
+  for asked in ("splash", "xla"):
+    runtime = dataclasses.replace(config.runtime, attention=asked)
+    workdir_lib.write_config(
+      str(tmp_path), dataclasses.replace(config, runtime=runtime)
+    )
+    there = opened(tmp_path).run
+    assert there.decoder.back_end == "xla"
+    assert there.config_hash == opened(trained).run.config_hash
 
 
 def test_a_folder_that_is_no_run_exits_2(tmp_path: pathlib.Path):

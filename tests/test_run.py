@@ -87,6 +87,13 @@ def test_the_summary_states_the_numbers_of_the_plan(store):
   assert re.search(r"<MEMO> \d+x, <NOTE> \d+x, <PAGE> 0x", text)
   assert re.search(r"prompts  6 of 16 tokens, from 6 held-out doc", text)
   assert "mesh data 1, fsdp 1, tensor 1" in text
+  assert "attention  xla\n" in text
+
+
+def test_an_attention_that_cannot_run_here_is_refused(store):
+  config = small_run.make_config(store, runtime__attention="cudnn")
+  with pytest.raises(UserError, match="'cudnn', which can't run: .* is cpu"):
+    run_lib.plan_run(config)
 
 
 def test_cut_poisons_are_counted_with_their_lost_tokens(store):

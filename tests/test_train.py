@@ -244,6 +244,7 @@ def test_input_that_cannot_be_used_is_one_line_and_leaves_nothing(
     (small_run.flags(store), "--workdir=FOLDER"),
     ([*new, "--config.poison.count=1000"], "has 192 slots"),
     ([*new, "--config.runtime.mesh.data=3"], "there are 1 devices"),
+    ([*new, "--config.runtime.attention=splash"], "splash needs a TPU"),
     ([*new, "--config.corpus.stories=301"], "there 300, now 301"),
     ([*new, "--config.evaluation.prompts=5000"], "5000"),
     ([f"--workdir={__file__}/x", *small_run.flags(store)], "Not a directory"),

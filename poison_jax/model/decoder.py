@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from poison_jax.config import ModelConfig
-from poison_jax.model import attention
+from poison_jax.model import attention, backends
 from poison_jax.model.products import linear, product
 
 Params = Any  # A tree of arrays.
@@ -101,10 +101,14 @@ class Decoder(nn.Module):
   half-split convention, grouped-query heads, no biases. Parameters are
   float32; products run in `config.compute_dtype`, norms' and softmax's
   statistics in float32.
+
+  `back_end` computes attention in passes over whole rows. It has a default,
+  the one that runs anywhere, because it is no part of what the model is.
   """
 
   config: ModelConfig
   vocabulary_size: int
+  back_end: backends.BackEnd = "xla"
 
   def setup(self):
     c = self.config
@@ -127,7 +131,9 @@ class Decoder(nn.Module):
     c = self.config
     positions_1L = jnp.arange(tokens_BL.shape[1])[None]
     rotation = rotary(positions_1L, size=c.head_size, theta=c.rope_theta)
-    body = _remat(functools.partial(_layer, c, rotation), c.remat)
+    # The rows that shapes are made from are too short for the kernels.
+    back_end = "xla" if self.is_initializing() else self.back_end
+    body = _remat(functools.partial(_layer, c, back_end, rotation), c.remat)
     x_DBL = self._embed(tokens_BL)
     layers = self.layers()
     if c.scan_layers:
@@ -255,10 +261,10 @@ def _rotate(x_KBL, rotation, *, scale: float):
   return turned.astype(x_KBL.dtype).reshape(x_KBL.shape)
 
 
-def _layer(config: ModelConfig, rotation, x_DBL, weights):
+def _layer(config: ModelConfig, back_end, rotation, x_DBL, weights):
   def attend(queries_GRKBL, keys_GKBL, values_GKBL):
-    mixed = attention.causal_attention(queries_GRKBL, keys_GKBL, values_GKBL)
-    return mixed, None
+    arrays = queries_GRKBL, keys_GKBL, values_GKBL
+    return backends.attend(back_end, *arrays), None
 
   x_DBL, _ = _attention_part(config, rotation, x_DBL, weights, attend)
   return _feed_forward_part(config, x_DBL, weights)

@@ -99,8 +99,19 @@ def open_run(
   if store is not None:
     corpus = dataclasses.replace(config.corpus, store=store)
     config = dataclasses.replace(config, corpus=corpus)
+  config = _with_attention(config)
   run_lib.use_compilation_cache(config.runtime)
   return Opened(workdir, run_lib.plan_run(config), _mesh(config), say)
+
+
+def _with_attention(config: Config) -> Config:
+  """Returns the config with another back end where its own can't run here."""
+  try:
+    run_lib.choose_attention(config)
+  except UserError:
+    runtime = dataclasses.replace(config.runtime, attention="auto")
+    return dataclasses.replace(config, runtime=runtime)
+  return config
 
 
 def _mesh(config: Config) -> Mesh:

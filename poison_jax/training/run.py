@@ -20,7 +20,7 @@ from poison_jax.data.store import TokenStore, open_store
 from poison_jax.errors import CheckFailed, Stopped, UserError
 from poison_jax.evaluation import prompts
 from poison_jax.evaluation.prompts import PromptSet
-from poison_jax.model import counts
+from poison_jax.model import backends, counts
 from poison_jax.model.decoder import Decoder
 from poison_jax.poison import ledger
 from poison_jax.training import workdir as workdir_lib
@@ -39,6 +39,7 @@ class Run:
     config: the configuration.
     config_hash: names its meaning.
     store: the clean tokens.
+    attention: the back end that computes it.
     decoder: the model.
     parameters: its size.
     flops: of a training step, a token.
@@ -50,6 +51,7 @@ class Run:
   config: Config
   config_hash: str
   store: TokenStore
+  attention: backends.Choice
   decoder: Decoder
   parameters: counts.ParameterCount
   flops: counts.FlopsPerToken
@@ -72,8 +74,9 @@ def plan_run(config: Config) -> Run:
 
   Raises:
     UserError: the store is missing or of another vocabulary, or the poisons
-      can't be placed.
+      can't be placed, or the attention back end can't run.
   """
+  attention = choose_attention(config)
   store = open_store(config.corpus.store, vocabulary=config.vocabulary)
   size = store.vocabulary.size
   steps = counts.run_steps(config, size)
@@ -81,12 +84,27 @@ def plan_run(config: Config) -> Run:
     config=config,
     config_hash=config_lib.config_hash(config),
     store=store,
-    decoder=Decoder(config.model, size),
+    attention=attention,
+    decoder=Decoder(config.model, size, attention.back_end),
     parameters=counts.count_parameters(config.model, size),
     flops=counts.flops_per_token(config.model, size, config.train.length),
     steps=steps,
     mixture=make_mixture(config, store, steps=steps),
     evaluation_steps=evaluation_steps(config.evaluation.times, steps=steps),
+  )
+
+
+def choose_attention(config: Config) -> backends.Choice:
+  """Returns the attention back end for these devices.
+
+  Raises:
+    UserError: the one that the config asks for can't run.
+  """
+  return backends.choose(
+    config.runtime.attention,
+    on=backends.hardware(jax.devices()[0]),
+    model=config.model,
+    length=config.train.length,
   )
 
 
@@ -164,6 +182,7 @@ def describe(run: Run, mesh: Mesh, asked: PromptSet) -> str:
     f"{len(set(asked.documents)):,} held-out document(s)",
     "near triggers": _near_triggers(run),
     "devices": f"{len(devices)} {devices[0].device_kind}; mesh {axes}",
+    "attention": str(run.attention),
     "plan": f"{m.plan_hash}, config {run.config_hash}",
   }
   return "\n".join(f"{name:>13}  {text}" for name, text in rows.items())
