@@ -170,7 +170,7 @@ def test_a_run_that_fits_is_printed_with_its_price(capsys):
   estimate.estimate(_config(), _V5P, _PRICE, compile_=compile_)
   said = capsys.readouterr()
   assert "1.00 GB of 95.00 GB; head room 94.00 GB" in said.out
-  assert "1.000 s by XLA's estimate" in said.out
+  assert "1 s by XLA's estimate" in said.out
   assert "at $2.00 a chip and hour (2026-01-01, made up)" in said.out
   assert "unrolled" in said.err
 

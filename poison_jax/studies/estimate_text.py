@@ -13,7 +13,7 @@ def describe(
   costs: Costs,
   price: Price,
 ) -> str:
-  """Returns the estimate, lines of text; GB are 10**9 bytes."""
+  """Returns the estimate, lines of text; a GB is 10**9 bytes."""
   rows = {
     "slice": f"{topology.name}, {topology.chips} chips of "
     f"{topology.chip.memory / 1e9:.0f} GB and "
@@ -54,20 +54,21 @@ def _work(config: Config, topology: Topology, c: Costs, price: Price):
     "FLOPs a step": f"{c.flops.matmul * tokens:.4g} (6N), and causal attention "
     f"{c.flops.attention * tokens:.4g}",
     "checkpoints": f"{c.checkpoints} kept, "
-    f"{c.storage / max(c.checkpoints, 1) / 1e9:.1f} GB each: "
-    f"{c.storage / 1e9:.1f} GB",
+    f"{_gb(c.storage / max(c.checkpoints, 1))} each: {_gb(c.storage)}",
   }
   if c.seconds is None:
     return rows | {"time": "the compiler gives none"}
   return rows | {
-    "time a step": f"{c.seconds:.3f} s by XLA's estimate (from 2 and 4 "
+    "time a step": f"{c.seconds:.3g} s by XLA's estimate (from 2 and 4 "
     f"unrolled layers), {tokens / c.seconds:,.0f} tokens/s, MFU {c.mfu:.1%}",
-    "run": f"{c.hours:,.1f} h of training, {c.hours * topology.chips:,.0f} "
+    "run": f"{c.hours:,.2f} h of training, {c.hours * topology.chips:,.2f} "
     "chip-hours; evaluations, saves and interruptions come on top",
-    "price": f"${c.dollars:,.0f} at ${price.chip_hour:.2f} a chip and hour "
+    "price": f"${c.dollars:,.2f} at ${price.chip_hour:.2f} a chip and hour "
     f"({price.date}, {price.source})",
   }
 
 
 def _gb(size: float) -> str:
+  if abs(size) < 1e8:
+    return f"{size / 1e6:.1f} MB"
   return f"{size / 1e9:.2f} GB"
