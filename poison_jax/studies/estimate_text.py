@@ -57,7 +57,7 @@ def _work(config: Config, topology: Topology, c: Costs, price: Price):
     f"{_gb(c.storage / max(c.checkpoints, 1))} each: {_gb(c.storage)}",
   }
   if c.seconds is None:
-    return rows | {"time": "the compiler gives none"}
+    return rows | {"time": "none: it does not fit, or the compiler gives none"}
   return rows | {
     "time a step": f"{c.seconds:.3g} s by XLA's estimate (from 2 and 4 "
     f"unrolled layers), {tokens / c.seconds:,.0f} tokens/s, MFU {c.mfu:.1%}",
