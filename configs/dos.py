@@ -107,6 +107,8 @@ def get_config(arguments=None):
   times = 2 if a.gibberish == "retokenised" else 1
   c.train.length = 2048 * times
   c.train.batch = size.batch // times
+  # A sixteenth of a step's logits at once: counted over all devices.
+  c.train.loss_chunk = c.train.batch * c.train.length // 16
   c.optimizer.learning_rate = size.learning_rate
   c.poison.arm = a.arm
   c.poison.count = a.poisons
@@ -125,7 +127,6 @@ def _set_model(c, size: Size) -> None:
   # What to keep of the forward pass is the device's matter, not the run's:
   # "full" fits anywhere, and `estimate` tells what else would.
   m.remat = "full" if size.parameters > 500e6 else "none"
-  c.train.loss_chunk = 4096
   if size.parameters > 500e6:
     c.runtime.mesh.data, c.runtime.mesh.fsdp = 1, -1
 

@@ -1,6 +1,7 @@
 """The device mesh and which axis each array is cut along."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -33,27 +34,34 @@ _RULES = {
 }
 
 
-def make_mesh(config: MeshConfig, *, batch: int) -> Mesh:
+def make_mesh(
+  config: MeshConfig,
+  *,
+  batch: int,
+  devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
   """Returns the mesh (data, fsdp, tensor) over all devices.
 
   Args:
     config: devices along each axis; one may be -1, all that are left.
     batch: rows computed at once over all devices.
+    devices: None for the ones here; or a topology's, to compile for.
 
   Raises:
     UserError: the axes don't give the number of devices, or rows can't be
       dealt out evenly.
   """
-  devices = jax.device_count()
+  devices = jax.devices() if devices is None else devices
+  count = len(devices)
   sizes = [config.data, config.fsdp, config.tensor]
   asked = " x ".join(map(str, sizes))
   known = math.prod(s for s in sizes if s != -1)
-  if -1 in sizes and devices % known == 0:
-    sizes[sizes.index(-1)] = devices // known
-  if math.prod(sizes) != devices:
+  if -1 in sizes and count % known == 0:
+    sizes[sizes.index(-1)] = count // known
+  if math.prod(sizes) != count:
     raise UserError(
       f"config.runtime.mesh (data x fsdp x tensor) is {asked}, but there are "
-      f"{devices} devices; the product must be {devices} (-1: all that are "
+      f"{count} devices; the product must be {count} (-1: all that are "
       "left)"
     )
   check_batch(batch, rows=sizes[0] * sizes[1], micro_batches=1)
@@ -61,6 +69,7 @@ def make_mesh(config: MeshConfig, *, batch: int) -> Mesh:
     tuple(sizes),
     (*ROW_AXES, "tensor"),
     axis_types=(AxisType.Auto,) * 3,
+    devices=devices,
   )
 
 

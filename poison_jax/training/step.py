@@ -49,11 +49,32 @@ def init_state(
     mesh: the devices; the values don't depend on it.
   """
 
+  init = _initial(decoder, optimizer, seed)
+  shardings = mesh_lib.state_shardings(mesh, jax.eval_shape(init))
+  return jax.jit(init, out_shardings=shardings)()
+
+
+def abstract_state(
+  decoder: Decoder, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+  """Returns `init_state`'s shapes, types and shardings; makes no array."""
+  shapes = jax.eval_shape(_initial(decoder, optimizer, seed=0))
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    shapes,
+    mesh_lib.state_shardings(mesh, shapes),
+  )
+
+
+def _initial(
+  decoder: Decoder, optimizer: optax.GradientTransformation, seed: int
+) -> Callable[[], TrainState]:
   def init() -> TrainState:
     return new_state(decoder, optimizer, seed)
 
-  shardings = mesh_lib.state_shardings(mesh, jax.eval_shape(init))
-  return jax.jit(init, out_shardings=shardings)()
+  return init
 
 
 def new_state(
@@ -89,10 +110,41 @@ def make_train_step(
     UserError: the rows of a micro-batch can't be dealt out evenly.
   """
   t = config.train
-  steps = run_steps(config, decoder.vocabulary_size)
-  schedule = optimizer_lib.learning_rate(config.optimizer, steps=steps)
   rows = mesh.shape["data"] * mesh.shape["fsdp"]
   mesh_lib.check_batch(t.batch, rows=rows, micro_batches=t.micro_batches)
+  compiled = None
+
+  def call(state: TrainState, batch: Batch):
+    nonlocal compiled
+    if compiled is None:
+      compiled = jit_train_step(decoder, optimizer, config, mesh, state)
+    with jax.set_mesh(mesh):
+      return compiled(state, batch)
+
+  return call
+
+
+def jit_train_step(
+  decoder: Decoder,
+  optimizer: optax.GradientTransformation,
+  config: Config,
+  mesh: Mesh,
+  state: TrainState,
+):
+  """Returns the step of `make_train_step`, jitted: to call, or to lower.
+
+  Both under `jax.set_mesh(mesh)`.
+
+  Args:
+    decoder: the model.
+    optimizer: the optimizer.
+    config: the run's.
+    mesh: the devices, real ones or a topology's.
+    state: that goes in, or its shapes as `abstract_state` gives them.
+  """
+  t = config.train
+  steps = run_steps(config, decoder.vocabulary_size)
+  schedule = optimizer_lib.learning_rate(config.optimizer, steps=steps)
 
   def summed_loss(params, tokens_BL, weights_BL):
     losses_BL = next_token_losses(
@@ -121,23 +173,14 @@ def make_train_step(
     }
     return TrainState(state.step + 1, params, opt_state, seen), metrics
 
-  compiled = None
-
-  def call(state: TrainState, batch: Batch):
-    nonlocal compiled
-    if compiled is None:
-      shardings = mesh_lib.state_shardings(mesh, state)
-      everywhere = NamedSharding(mesh, PartitionSpec())
-      compiled = jax.jit(
-        step,
-        donate_argnums=0,
-        in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
-        out_shardings=(shardings, everywhere),
-      )
-    with jax.set_mesh(mesh):
-      return compiled(state, batch)
-
-  return call
+  shardings = mesh_lib.state_shardings(mesh, state)
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  return jax.jit(
+    step,
+    donate_argnums=0,
+    in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
+    out_shardings=(shardings, everywhere),
+  )
 
 
 def poison_targets(batch: Batch) -> jax.Array:

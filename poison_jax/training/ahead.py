@@ -1,0 +1,188 @@
+"""The train step, compiled ahead of time for devices that are not here.
+
+Nothing is materialised: state and batch are shapes with shardings.
+
+As a program (`poison_jax.training.tpu_compiler` starts it, in an environment
+with `libtpu`) it reads {"topology", "config"} as JSON from standard input and
+prints a `Program` as JSON, or {"error": one line}.
+"""
+
+import collections
+import dataclasses
+import json
+import math
+import re
+import sys
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from poison_jax import config as config_lib
+from poison_jax.config import Config
+from poison_jax.data.mixture import Batch
+from poison_jax.errors import UserError
+from poison_jax.model.counts import run_steps
+from poison_jax.model.decoder import Decoder
+from poison_jax.training import mesh as mesh_lib
+from poison_jax.training import step as step_lib
+from poison_jax.training.optimizer import make_optimizer
+
+# Custom calls of the TPU compiler that its cost analysis books as free.
+_COUNTED_CALLS = {
+  "AllocateBuffer",
+  "AssumeGatherIndicesInBound",
+  "GatherScatterIndicesBitpacked",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """What the compiler says of one step, bytes a device.
+
+  Attributes:
+    fits: whether it compiled; else it needs more memory than a device has.
+    parameters: float32 weights, by the shardings.
+    optimizer: both moments and counters.
+    arguments: state and batch, as XLA lays them out.
+    output: what comes out and does not take an argument's place.
+    temporaries: all else that lives inside the step at its highest point.
+    code: the program itself.
+    needed: their sum; of one that doesn't fit, what the compiler names.
+    seconds: XLA's own estimate of a step; None where it gives none. The body
+      of a loop counts once, however often it runs.
+  """
+
+  fits: bool
+  parameters: int
+  optimizer: int
+  arguments: int
+  output: int
+  temporaries: int
+  code: int
+  needed: int
+  seconds: float | None
+
+
+def compile_step(config: Config, devices: Sequence[jax.Device]) -> Program:
+  """Compiles the train step of a run for devices, here or not.
+
+  Args:
+    config: the run's; the vocabulary has the size that it gives.
+    devices: all of them, as in `jax.devices()`.
+
+  Raises:
+    UserError: the mesh or the batch can't be dealt out over the devices.
+  """
+  mesh = mesh_lib.make_mesh(
+    config.runtime.mesh, batch=config.train.batch, devices=devices
+  )
+  vocabulary_size = config.vocabulary.size
+  decoder = Decoder(config.model, vocabulary_size)
+  optimizer = make_optimizer(
+    config.optimizer, steps=run_steps(config, vocabulary_size)
+  )
+  mesh_lib.check_batch(
+    config.train.batch,
+    rows=mesh.shape["data"] * mesh.shape["fsdp"],
+    micro_batches=config.train.micro_batches,
+  )
+  state = step_lib.abstract_state(decoder, optimizer, mesh)
+  step = step_lib.jit_train_step(decoder, optimizer, config, mesh, state)
+  parameters, moments = _bytes(state.params), _bytes(state.opt_state)
+  try:
+    with jax.set_mesh(mesh):
+      compiled = step.lower(state, _abstract_batch(config, mesh)).compile()
+  except jax.errors.JaxRuntimeError as error:
+    needed = memory_needed(str(error))
+    if needed is None:
+      raise
+    return Program(False, parameters, moments, 0, 0, 0, 0, needed, None)
+  m = compiled.memory_analysis()
+  output = m.output_size_in_bytes - m.alias_size_in_bytes
+  parts = (
+    m.argument_size_in_bytes,
+    output,
+    m.temp_size_in_bytes,
+    m.generated_code_size_in_bytes,
+  )
+  seconds = estimated_seconds(compiled.cost_analysis(), compiled.as_text())
+  return Program(True, parameters, moments, *parts, sum(parts), seconds)
+
+
+def estimated_seconds(cost: dict[str, float] | None, text: str) -> float | None:
+  """Returns XLA's estimate of a program's time; None where it has none.
+
+  XLA books -1 s for a custom call that it does not know (HandleCustomCall in
+  its hlo_cost_analysis.cc). The TPU compiler's own "ConcatBitcast" is such a
+  one and costs nothing: configs/dos.py:size=1m on v5e:2x2, unrolled to 2 and
+  4 layers (libtpu 0.0.42), has 5 and 7 of them, and -4.999 and -6.998 s. With
+  any other unknown call the number means nothing.
+
+  Args:
+    cost: `Compiled.cost_analysis()`.
+    text: the compiled program, `Compiled.as_text()`.
+  """
+  seconds = (cost or {}).get("optimal_seconds", 0.0)
+  calls = collections.Counter(re.findall(r'custom_call_target="(\w+)"', text))
+  seconds += calls.pop("ConcatBitcast", 0)
+  if set(calls) - _COUNTED_CALLS or seconds <= 0:
+    return None
+  return seconds
+
+
+def memory_needed(message: str) -> int | None:
+  """Returns the bytes that a compiler's complaint names; None for others.
+
+  XLA for TPU says "Ran out of memory in memory space hbm. Used 21.85G of
+  15.75G hbm" or, where temporaries alone are too many, "the total memory
+  required for HLO temporaries (110.27G) exceeds available HBM (15.75G)", in
+  units of 2**30.
+  """
+  found = re.search(r"(?:Used |HLO temporaries \()([\d.]+)([KMGT])", message)
+  if "RESOURCE_EXHAUSTED" not in message or found is None:
+    return None
+  power = " KMGT".index(found[2])
+  return round(float(found[1]) * 1024**power)
+
+
+def _abstract_batch(config: Config, mesh) -> Batch:
+  rows = mesh_lib.batch_sharding(mesh)
+  batch, length = config.train.batch, config.train.length
+
+  def array(dtype, *shape):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
+
+  return Batch(
+    tokens_BL=array(jnp.int32, batch, length),
+    weights_BL=array(jnp.float32, batch, length),
+    poison_start_B=array(jnp.int32, batch),
+    poison_length_B=array(jnp.int32, batch),
+  )
+
+
+def _bytes(tree) -> int:
+  """Returns the bytes that one device holds of abstract arrays."""
+  return sum(
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
+
+
+def main() -> None:
+  """Answers one request; see the module's docstring."""
+  request = json.load(sys.stdin)
+  try:
+    topology = topologies.get_topology_desc(
+      platform="tpu", topology_name=request["topology"]
+    )
+    config = config_lib.from_dict(request["config"])
+    answer = dataclasses.asdict(compile_step(config, topology.devices))
+  except UserError as error:
+    answer = {"error": str(error)}
+  print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,135 @@
+"""The TPU compiler, in an environment of its own.
+
+With `libtpu` among the packages, JAX looks for a TPU whenever it starts. So it
+goes into a folder that only the compiling process has on its path; everything
+else that process needs is the environment that runs this one.
+"""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+from poison_jax import config as config_lib
+from poison_jax.config import Config
+from poison_jax.errors import UserError
+from poison_jax.training.ahead import Program
+
+_PATIENCE = 15.0  # Seconds between signs of life.
+
+Say = Callable[[str], None]
+
+
+def libtpu_version() -> str:
+  """Returns the requirement that this JAX states, like "libtpu==0.0.42.*"."""
+  for line in importlib.metadata.requires("jax") or ():
+    requirement, _, marker = line.partition(";")
+    if requirement.startswith("libtpu") and "tpu" in marker:
+      return requirement.strip()
+  return "libtpu"
+
+
+def is_installed(folder: str) -> bool:
+  """Says whether `folder` holds the compiler that this JAX asks for."""
+  try:
+    with open(_stamp(folder), encoding="utf-8") as file:
+      return file.read() == libtpu_version()
+  except OSError:
+    return False
+
+
+def install(folder: str, *, say: Say) -> None:
+  """Installs `libtpu` (about 700 MB) into `folder`, unless it is there.
+
+  Raises:
+    UserError: pip can't.
+  """
+  if is_installed(folder):
+    return
+  requirement = libtpu_version()
+  say(f"installing {requirement} into {folder}, once")
+  command = [sys.executable, "-m", "pip", "install", "--quiet", "--upgrade"]
+  command += ["--no-deps", f"--target={folder}", requirement]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  if done.returncode:
+    last = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
+    raise UserError(f"{' '.join(command[1:])}: {last}")
+  with open(_stamp(folder), "w", encoding="utf-8") as file:
+    file.write(requirement)
+
+
+def compile_for(
+  config: Config, topology: str, *, folder: str, say: Say
+) -> Program:
+  """Compiles the train step for a TPU slice, in a process of its own.
+
+  Args:
+    config: the run's.
+    topology: like "v5p:4x4x4".
+    folder: where `install` put the compiler.
+    say: called now and then with a line while the compiler works.
+
+  Raises:
+    UserError: the mesh or the batch does not go with the slice.
+    RuntimeError: the compiler failed; its last lines.
+  """
+  package = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+  path = [folder, package, os.environ.get("PYTHONPATH", "")]
+  environment = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join(filter(None, path)),
+    "JAX_PLATFORMS": "cpu",  # The default device; the topology is apart.
+    "TPU_SKIP_MDS_QUERY": "1",  # Don't ask Google's metadata server.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # Several may compile at once.
+    "TPU_MIN_LOG_LEVEL": "3",
+  }
+  request = {"topology": topology, "config": config_lib.to_dict(config)}
+  with (
+    tempfile.TemporaryFile("w+") as asked,
+    tempfile.TemporaryFile("w+") as answered,
+    tempfile.TemporaryFile("w+") as errors,
+  ):
+    json.dump(request, asked)
+    asked.seek(0)
+    process = subprocess.Popen(
+      [sys.executable, "-m", "poison_jax.training.ahead"],
+      stdin=asked,
+      stdout=answered,
+      stderr=errors,
+      env=environment,
+    )
+    try:
+      _wait(process, say)
+    finally:
+      process.kill()
+      process.wait()
+    answered.seek(0)
+    errors.seek(0)
+    return _read(process.returncode, answered.read(), errors.read())
+
+
+def _wait(process: subprocess.Popen, say: Say) -> None:
+  start = time.monotonic()
+  while True:
+    try:
+      process.wait(timeout=_PATIENCE)
+      return
+    except subprocess.TimeoutExpired:
+      say(f"  compiling, {time.monotonic() - start:.0f} s so far")
+
+
+def _read(code: int, answered: str, errors: str) -> Program:
+  if code:
+    raise RuntimeError(f"the compiler failed:\n{errors[-2000:]}")
+  answer = json.loads(answered.strip().splitlines()[-1])
+  if "error" in answer:
+    raise UserError(answer["error"])
+  return Program(**answer)
+
+
+def _stamp(folder: str) -> str:
+  return os.path.join(folder, "requirement.txt")
