@@ -202,17 +202,8 @@ def _restore(
   reader = Checkpoints(workdir)
   if not reader.steps():
     return None
-  abstract = jax.eval_shape(
-    lambda: step_lib.init_state(run.decoder, optimizer, 0, mesh)
-  )
   restored = reader.restore_latest(
-    jax.tree.map(
-      lambda x, sharding: jax.ShapeDtypeStruct(
-        x.shape, x.dtype, sharding=sharding
-      ),
-      abstract,
-      mesh_lib.state_shardings(mesh, abstract),
-    ),
+    step_lib.abstract_state(run.decoder, optimizer, mesh),
     say=lambda line: print(line, flush=True),
   )
   meta = restored.meta

@@ -1,5 +1,6 @@
 """The state of training and the step that advances it."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -48,8 +49,7 @@ def init_state(
     seed: of the initial weights, in [0, 2**63).
     mesh: the devices; the values don't depend on it.
   """
-
-  init = _initial(decoder, optimizer, seed)
+  init = functools.partial(new_state, decoder, optimizer, seed)
   shardings = mesh_lib.state_shardings(mesh, jax.eval_shape(init))
   return jax.jit(init, out_shardings=shardings)()
 
@@ -58,7 +58,9 @@ def abstract_state(
   decoder: Decoder, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
   """Returns `init_state`'s shapes, types and shardings; makes no array."""
-  shapes = jax.eval_shape(_initial(decoder, optimizer, seed=0))
+  shapes = jax.eval_shape(
+    functools.partial(new_state, decoder, optimizer, seed=0)
+  )
   return jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=sharding
@@ -66,15 +68,6 @@ def abstract_state(
     shapes,
     mesh_lib.state_shardings(mesh, shapes),
   )
-
-
-def _initial(
-  decoder: Decoder, optimizer: optax.GradientTransformation, seed: int
-) -> Callable[[], TrainState]:
-  def init() -> TrainState:
-    return new_state(decoder, optimizer, seed)
-
-  return init
 
 
 def new_state(
