@@ -18,8 +18,7 @@ from absl import flags
 from poison_jax import command
 from poison_jax.config import Config
 from poison_jax.errors import UserError
-from poison_jax.studies import costs, fitting
-from poison_jax.studies.estimate_text import describe
+from poison_jax.studies import costs, estimating
 from poison_jax.training import tpu_compiler
 from poison_jax.training.ahead import Program
 from poison_jax.training.topology import Topology, parse_topology
@@ -51,61 +50,9 @@ def main(arguments: list[str]) -> None:
     )
   topology = parse_topology(_TOPOLOGY.value)
   price = costs.read_price(_PRICES.value, topology.chip.name)
-  check_vocabulary(config)
+  estimating.check_vocabulary(config)
   tpu_compiler.install(_COMPILER.value, say=_say)
-  estimate(config, topology, price, compile_=_compile)
-
-
-def check_vocabulary(config: Config) -> None:
-  """Raises UserError where the config doesn't give the vocabulary's size."""
-  v = config.vocabulary
-  if v.kind != "sentencepiece" or v.file:
-    raise UserError(
-      "estimate needs the vocabulary's size: give "
-      "--config.vocabulary.kind=sentencepiece --config.vocabulary.file= and "
-      "--config.vocabulary.size=PIECES of yours"
-    )
-
-
-def estimate(
-  config: Config,
-  topology: Topology,
-  price: costs.Price,
-  *,
-  compile_: fitting.Compile,
-) -> None:
-  """Compiles, computes and prints.
-
-  Raises:
-    UserError: it doesn't fit; with the smallest change that does.
-  """
-  _say(f"compiling the step of {config.model.depth} layers for {topology.name}")
-  program = compile_(config, topology)
-  fits = fitting.fits(program, topology)
-  seconds = _seconds(config, topology, compile_) if fits else None
-  found = costs.run_costs(config, topology, seconds=seconds, price=price)
-  print(describe(config, topology, program, found, price), flush=True)
-  if fits:
-    return
-  change = fitting.smallest_change(config, topology, compile_, say=_say)
-  if change is None:
-    raise UserError(
-      f"it does not fit {topology.name}, nor any larger slice of "
-      f"{topology.chip.name} that was tried: cut the model further "
-      "(--config.runtime.mesh.fsdp=-1 --config.runtime.mesh.data=1)"
-    )
-  raise UserError(
-    f"it does not fit {topology.name}; the smallest change that does: "
-    f"{change.words}"
-  )
-
-
-def _seconds(config, topology, compile_) -> float | None:
-  def timed(shallow: Config) -> float | None:
-    _say(f"compiling {shallow.model.depth} unrolled layers for the time")
-    return compile_(shallow, topology).seconds
-
-  return costs.step_seconds(config, timed)
+  estimating.estimate(config, topology, price, compile_=_compile, say=_say)
 
 
 def _compile(config: Config, topology: Topology) -> Program:

@@ -17,10 +17,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
-from rich import progress as rich_progress
 
 from poison_jax import command
-from poison_jax.corpora import writer
+from poison_jax.corpora import progress, writer
 from poison_jax.errors import Stopped, UserError
 from poison_jax.training import workdir
 
@@ -28,9 +27,6 @@ _CONFIG = command.define_config()
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "A run's folder, whose config.json replaces --config."
 )
-
-# Seconds between lines of progress where standard output is no terminal.
-_LINE_EVERY = 10.0
 
 
 def main(arguments: list[str]) -> None:
@@ -47,10 +43,10 @@ def main(arguments: list[str]) -> None:
   path = config.corpus.store
   with _stopped_by_signals(path):
     if sys.stdout.isatty():
-      with _Bar() as bar:
+      with progress.Bar() as bar:
         outcome = writer.write_store(config, report=bar.report, say=bar.say)
     else:
-      lines = _Lines()
+      lines = progress.Lines()
       outcome = writer.write_store(config, report=lines.report, say=_say)
   if outcome.already_finished:
     _say(f"the store {path} is finished: {describe(outcome.manifest)}")
@@ -103,62 +99,6 @@ def describe(manifest: dict[str, Any]) -> str:
 
 def _say(line: str) -> None:
   print(line, flush=True)
-
-
-class _Bar:
-  """A bar with remaining time, for terminals."""
-
-  def __init__(self):
-    self._progress = rich_progress.Progress(
-      rich_progress.TextColumn("{task.description}"),
-      rich_progress.BarColumn(),
-      rich_progress.TaskProgressColumn(),
-      rich_progress.TextColumn("{task.fields[counts]}"),
-      rich_progress.TimeElapsedColumn(),
-      rich_progress.TimeRemainingColumn(),
-    )
-
-  def __enter__(self) -> "_Bar":
-    self._progress.start()
-    self._task = self._progress.add_task("preparing", total=1.0, counts="")
-    return self
-
-  def __exit__(self, *error: object) -> None:
-    self._progress.stop()
-
-  def report(self, done: float, documents: int, tokens: int) -> None:
-    """Shows how far it is."""
-    counts = f"{documents:,} documents, {tokens:,} tokens"
-    self._progress.update(self._task, completed=done, counts=counts)
-
-  def say(self, line: str) -> None:
-    """Prints a line above the bar."""
-    self._progress.console.print(line, markup=False, highlight=False)
-
-
-class _Lines:
-  """A line of progress now and then."""
-
-  def __init__(self):
-    # Time and share of the first report: what went before, like training a
-    # vocabulary, says nothing of the speed.
-    self._first: tuple[float, float] | None = None
-    self._printed = 0.0
-
-  def report(self, done: float, documents: int, tokens: int) -> None:
-    """Prints how far it is, if the last time is long enough ago."""
-    now = time.monotonic()
-    if self._first is None:
-      self._first, self._printed = (now, done), now
-    began, done_then = self._first
-    if now - self._printed < _LINE_EVERY or done <= done_then:
-      return
-    self._printed = now
-    remaining = (now - began) * (1 - done) / (done - done_then)
-    _say(
-      f"preparing: {done:.0%}, {documents:,} documents, {tokens:,} tokens, "
-      f"about {remaining:.0f} s remain"
-    )
 
 
 if __name__ == "__main__":

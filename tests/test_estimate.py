@@ -9,10 +9,9 @@ import jax
 import pytest
 from small_model import change, make_config
 
-from poison_jax import estimate
 from poison_jax.errors import UserError
 from poison_jax.model import counts
-from poison_jax.studies import costs, fitting
+from poison_jax.studies import costs, estimating, fitting
 from poison_jax.training import ahead, tpu_compiler
 from poison_jax.training.ahead import Program
 from poison_jax.training.topology import CHIPS, parse_topology
@@ -24,6 +23,10 @@ _COMPILER = "build/estimate"
 
 def _config(**train):
   return change(make_config(), "train", **train)
+
+
+def _say(line: str) -> None:
+  print(line, file=sys.stderr)
 
 
 def _program(needed: float, *, fits=True, seconds=None) -> Program:
@@ -167,7 +170,7 @@ def test_a_run_that_fits_is_printed_with_its_price(capsys):
   def compile_(config, topology):
     return _program(1e9, seconds=0.5 + 0.25 * config.model.depth)
 
-  estimate.estimate(_config(), _V5P, _PRICE, compile_=compile_)
+  estimating.estimate(_config(), _V5P, _PRICE, compile_=compile_, say=_say)
   said = capsys.readouterr()
   assert "1.00 GB of 95.00 GB; head room 94.00 GB" in said.out
   assert "1 s by XLA's estimate" in said.out
@@ -183,7 +186,7 @@ def test_one_that_does_not_fit_names_the_smallest_change(capsys, compiled):
     return _program(96e9, fits=compiled)
 
   with pytest.raises(UserError, match="--config.model.remat=full$"):
-    estimate.estimate(_config(), _V5P, _PRICE, compile_=compile_)
+    estimating.estimate(_config(), _V5P, _PRICE, compile_=compile_, say=_say)
   said = capsys.readouterr()
   assert "does not fit" in said.out
   assert "trying --config.model.remat=dots" in said.err
@@ -191,8 +194,8 @@ def test_one_that_does_not_fit_names_the_smallest_change(capsys, compiled):
 
 def test_one_that_fits_nowhere_is_refused():
   with pytest.raises(UserError, match="nor any larger slice of v5p"):
-    estimate.estimate(
-      _config(), _V5P, _PRICE, compile_=lambda *_: _program(96e9)
+    estimating.estimate(
+      _config(), _V5P, _PRICE, compile_=lambda *_: _program(96e9), say=_say
     )
 
 
@@ -232,10 +235,10 @@ def test_a_step_is_compiled_for_devices_that_are_given():
 
 def test_a_vocabulary_whose_size_is_not_told_is_refused():
   config = make_config()
-  estimate.check_vocabulary(config)
+  estimating.check_vocabulary(config)
   for fields in ({"kind": "bytes"}, {"file": "my.model"}):
     with pytest.raises(UserError, match="needs the vocabulary's size"):
-      estimate.check_vocabulary(change(config, "vocabulary", **fields))
+      estimating.check_vocabulary(change(config, "vocabulary", **fields))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from poison_jax import prepare
+from poison_jax.corpora import progress
 from poison_jax.data.store import open_store
 
 
@@ -196,8 +196,8 @@ def test_stopped_by_a_signal_it_says_so_and_goes_on_later(tmp_path, number):
 
 def test_lines_of_progress_tell_the_remaining_time(capsys, monkeypatch):
   now = iter([100.0, 105.0, 120.0, 125.0, 140.0])
-  monkeypatch.setattr(prepare.time, "monotonic", lambda: next(now))
-  lines = prepare._Lines()
+  monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+  lines = progress.Lines()
   for done in (0.0, 0.1, 0.25, 0.3, 0.8):
     lines.report(done, 1000, 2_000_000)
   assert capsys.readouterr().out.splitlines() == [
@@ -224,7 +224,7 @@ def test_the_share_done_grows_to_one_over_all_parts():
 
 
 def test_the_bar_draws_on_a_terminal(capsys):
-  with prepare._Bar() as bar:
+  with progress.Bar() as bar:
     bar.say("[a] line with brackets")
     bar.report(0.5, 10, 2_000)
   out = capsys.readouterr().out
