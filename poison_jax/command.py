@@ -9,6 +9,7 @@ into one line on standard error and their exit code.
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -49,15 +50,24 @@ def load_config(holder: flags.FlagHolder) -> config_lib.Config | None:
   return config_lib.from_config_dict(holder.value)
 
 
-def run(main: Callable[[list[str]], None]) -> NoReturn:
-  """Parses the flags, calls `main` with the other arguments, and exits."""
+def run(
+  main: Callable[[list[str]], None],
+  *,
+  leave: Callable[[str, int], None] = lambda *_: None,
+) -> NoReturn:
+  """Parses the flags, calls `main` with the other arguments, and exits.
+
+  Args:
+    main: the command.
+    leave: called with an error's message and exit code, after it is printed.
+  """
   FLAGS.set_gnu_getopt(True)
   try:
     rest = _parse(sys.argv)
     main(rest[1:])
     sys.stdout.flush()
   except PoisonJaxError as error:
-    _fail(str(error), error.code)
+    _fail(str(error), error.code, leave)
   except BrokenPipeError:
     # The reader (`| head`) has enough; keep the interpreter from complaining.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -66,19 +76,22 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
     where = f": {error.filename}" if error.filename else ""
     if isinstance(error, FileExistsError | NotADirectoryError):
       where += " (a file, where a folder is wanted)"
-    _fail(f"{error.strerror or error}{where}", UserError.code)
+    _fail(f"{error.strerror or error}{where}", UserError.code, leave)
   except (MemoryError, RuntimeError) as error:
     if not _is_of_memory(error):
-      raise
+      _crash(error, leave)
     _fail(
       f"not enough memory ({str(error).strip()[:200]}): lower "
       "config.train.batch, train.length, evaluation.batch or the model's size, "
       "raise train.micro_batches, or set train.loss_chunk or model.remat=full; "
       "what is another run then needs another --workdir",
       UserError.code,
+      leave,
     )
   except KeyboardInterrupt:
-    _fail("interrupted", 128 + signal.SIGINT)
+    _fail("interrupted", 128 + signal.SIGINT, leave)
+  except Exception as error:
+    _crash(error, leave)
   sys.exit(0)
 
 
@@ -89,9 +102,19 @@ def _is_of_memory(error: Exception) -> bool:
   return isinstance(error, MemoryError) or any(w in str(error) for w in words)
 
 
-def _fail(message: str, code: int) -> NoReturn:
+def _fail(
+  message: str, code: int, leave: Callable[[str, int], None]
+) -> NoReturn:
   print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+  leave(message, code)
   sys.exit(code)
+
+
+def _crash(error: Exception, leave: Callable[[str, int], None]) -> NoReturn:
+  """Ends with a traceback: this is our mistake, not the user's."""
+  traceback.print_exception(error)
+  leave(f"{type(error).__name__}: {error}", 1)
+  sys.exit(1)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -28,6 +28,38 @@ def test_a_mesh_of_other_than_all_devices_is_refused(sizes):
     mesh_lib.make_mesh(MeshConfig(*sizes), batch=8)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Chip:
+  """As much of a TPU device as a mesh looks at."""
+
+  id: int
+  slice_index: int
+  platform: str = "tpu"
+  device_kind: str = "made up"
+  core_on_chip: int = 0
+
+  @property
+  def process_index(self) -> int:
+    return self.id // 2
+
+  @property
+  def coords(self) -> tuple[int, int, int]:
+    return (self.id % 2, self.id % 4 // 2, 0)
+
+
+def test_only_data_goes_over_slices():
+  chips = [_Chip(i, i // 4) for i in range(8)]
+  # Dealt out as they may come, not by slice.
+  mesh = mesh_lib.make_mesh(MeshConfig(2, -1, 2), batch=8, devices=chips[::-1])
+  assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+  for number, devices in enumerate(mesh.devices):
+    assert {chip.slice_index for chip in devices.flat} == {number}
+  with pytest.raises(
+    UserError, match="data is 1, but the devices are 2 slices"
+  ):
+    mesh_lib.make_mesh(MeshConfig(1, -1, 1), batch=8, devices=chips)
+
+
 @pytest.mark.parametrize(
   ("batch", "rows", "pieces", "legal"),
   [(6, 4, 1, "4 or 8"), (3, 4, 1, "4"), (12, 4, 2, "8 or 16")],

@@ -30,6 +30,9 @@ FORMAT = 1
 
 State = TypeVar("State")
 
+# Gives, of a matter and what this process says of it, what every one says.
+Each = Callable[[str, Any], list[Any]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Meta:
@@ -51,6 +54,10 @@ class Meta:
 class Restored(Generic[State]):
   state: State
   meta: Meta
+
+
+def _only_here(_: str, fact: Any) -> list[Any]:
+  return [fact]
 
 
 class Damaged(CheckFailed):
@@ -100,12 +107,21 @@ class Checkpoints:
     return Restored(restored.state["params"], restored.meta)
 
   def restore_latest(
-    self, abstract_state: State, *, say: Callable[[str], None]
+    self,
+    abstract_state: State,
+    *,
+    say: Callable[[str], None],
+    each: Each = _only_here,
   ) -> Restored[State] | None:
     """Returns the newest good checkpoint; None where there is none at all.
 
     Damaged ones are passed over with one line each and, once a good one is
     found, moved aside, so that the run can save these steps again.
+
+    Args:
+      abstract_state: as in `restore`.
+      say: is given the lines.
+      each: asks all processes; a file may be damaged that some alone read.
 
     Raises:
       CheckFailed: there are some, and all are damaged.
@@ -113,13 +129,15 @@ class Checkpoints:
     damaged = []
     for step in reversed(self.steps()):
       try:
-        restored = self.restore(step, abstract_state)
+        restored = self._restore(step, abstract_state, part="", each=each)
       except Damaged as error:
         say(f"{error}: passed over")
         damaged.append(step)
         continue
-      for bad in damaged:
-        self._set_aside(bad)
+      if jax.process_index() == 0:
+        for bad in damaged:
+          self._set_aside(bad)
+      each("restored", step)  # Nobody looks at the folder before.
       return restored
     if damaged:
       raise CheckFailed(
@@ -129,20 +147,21 @@ class Checkpoints:
       )
     return None
 
-  def _restore(self, step: int, abstract: Any, *, part: str) -> Restored:
-    meta, leaves = self._record(step)
-    saved = {k: v for k, v in leaves.items() if k.startswith(part)}
+  def _restore(
+    self, step: int, abstract: Any, *, part: str, each: Each = _only_here
+  ) -> Restored:
     wanted = digest.describe(abstract)
-    for path in sorted(saved.keys() | wanted.keys()):
-      found = saved.get(path, "nothing").split()[0]
-      if found != wanted.get(path, "nothing"):
-        raise CheckFailed(
-          f"checkpoint of step {step} in {self._folder} is of another model: "
-          f"{path} is {found}, wanted {wanted.get(path, 'nothing')}"
-        )
     # The target's keys are paths in the saved tree, whatever its node types.
     target = dict(zip(wanted, jax.tree.leaves(abstract), strict=True))
-    state = self._read_arrays(step, nest(target))
+    damage = None
+    try:
+      meta, saved = self._described(step, wanted, part=part)
+      state = self._read_arrays(step, nest(target))
+    except Damaged as error:
+      damage = str(error)
+    for found in each(f"damage of checkpoint {step}", damage):
+      if found is not None:
+        raise Damaged(found)
     for path, value in digest.digest(state).items():
       if value != saved[path]:
         raise Damaged(
@@ -152,6 +171,26 @@ class Checkpoints:
     tree = jax.tree.structure(abstract)
     return Restored(jax.tree.unflatten(tree, [values[p] for p in wanted]), meta)
 
+  def _described(
+    self, step: int, wanted: dict[str, str], *, part: str
+  ) -> tuple[Meta, dict[str, str]]:
+    """Returns the meta data and the arrays' digests, if they are as wanted.
+
+    Raises:
+      Damaged: the record is.
+      CheckFailed: the checkpoint is of another tree of arrays.
+    """
+    meta, leaves = self._record(step)
+    saved = {k: v for k, v in leaves.items() if k.startswith(part)}
+    for path in sorted(saved.keys() | wanted.keys()):
+      found = saved.get(path, "nothing").split()[0]
+      if found != wanted.get(path, "nothing"):
+        raise CheckFailed(
+          f"checkpoint of step {step} in {self._folder} is of another model: "
+          f"{path} is {found}, wanted {wanted.get(path, 'nothing')}"
+        )
+    return meta, saved
+
   def _read_arrays(self, step: int, target: Any) -> Any:
     """Returns the arrays as they lie there, not yet compared.
 
@@ -160,7 +199,7 @@ class Checkpoints:
         missing and broken files.
     """
     try:
-      with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+      with _reader(ocp.PyTreeCheckpointHandler) as reader:
         return reader.restore(
           self._folder / str(step) / "state",
           args=ocp.args.PyTreeRestore(
@@ -178,7 +217,7 @@ class Checkpoints:
   def _record(self, step: int) -> tuple[Meta, dict[str, str]]:
     """Returns the JSON item: the meta data, and the arrays' digests."""
     try:
-      with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+      with _reader(ocp.JsonCheckpointHandler) as reader:
         record = reader.restore(self._folder / str(step) / "meta")
       stated = record.pop("checksum")
       if stated != checksum(record) or record["format"] != FORMAT:
@@ -201,6 +240,22 @@ class Checkpoints:
         (self._folder / str(step)).rename(aside)
         return
       number += 1
+
+
+def _reader(handler: type) -> ocp.Checkpointer:
+  """Returns a reader that waits for no other process.
+
+  One that found a damaged file would leave the others waiting.
+  """
+  here = jax.process_index()
+  options = ocp.options.MultiprocessingOptions(
+    primary_host=here,
+    active_processes={here},
+    barrier_sync_key_prefix=f"process {here}",
+  )
+  return ocp.Checkpointer(
+    handler(multiprocessing_options=options), multiprocessing_options=options
+  )
 
 
 def _is_step(path: epath.Path) -> bool:

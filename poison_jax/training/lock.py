@@ -39,6 +39,9 @@ class Lock(Protocol):
   def check(self) -> None:
     """Raises UserError where another process has taken it over."""
 
+  def end(self) -> None:
+    """Gives the folder free, once."""
+
 
 @contextlib.contextmanager
 def locked(folder: Folder) -> Iterator[Lock]:
@@ -53,9 +56,12 @@ def locked(folder: Folder) -> Iterator[Lock]:
 
 
 class _Kernel:
-  """The kernel's lock: nobody takes it over."""
+  """The kernel's lock: nobody takes it over, and it ends with the process."""
 
   def check(self) -> None:
+    pass
+
+  def end(self) -> None:
     pass
 
 
@@ -101,7 +107,8 @@ class _Lease:
       )
 
   def end(self) -> None:
-    """Gives the folder free."""
+    if self._ended.is_set():
+      return
     self._ended.set()
     self._thread.join()
     if not self._taken:

@@ -1,6 +1,7 @@
 """The training loop: train, log, evaluate, save, in that order each step."""
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator
 
@@ -10,19 +11,22 @@ from jax.sharding import Mesh
 from poison_jax.config import Config
 from poison_jax.data.batches import device_batches
 from poison_jax.data.folder import Folder
-from poison_jax.errors import CheckFailed, NotFinite, Stopped
+from poison_jax.errors import CheckFailed, NotFinite, PoisonJaxError, Stopped
 from poison_jax.evaluation.evaluator import Evaluator
 from poison_jax.model import counts
 from poison_jax.training import host_memory
 from poison_jax.training import mesh as mesh_lib
 from poison_jax.training import optimizer as optimizer_lib
+from poison_jax.training import peers as peers_lib
 from poison_jax.training import run as run_lib
 from poison_jax.training import step as step_lib
 from poison_jax.training import workdir as workdir_lib
 from poison_jax.training.checkpoints import Checkpoints, Meta, Restored
 from poison_jax.training.clock import Clock, in_words
+from poison_jax.training.cluster import Cluster
 from poison_jax.training.lock import Lock
 from poison_jax.training.metrics import METRICS, part_names
+from poison_jax.training.peers import Peers
 from poison_jax.training.progress import Progress
 from poison_jax.training.record import Record
 from poison_jax.training.run import Run
@@ -33,42 +37,67 @@ from poison_jax.training.tracing import Tracer
 from poison_jax.version import code_version
 
 
-def train(config: Config | None, workdir: str, *, profile: int) -> None:
+def train(
+  config: Config | None,
+  workdir: str,
+  *,
+  profile: int,
+  cluster: Cluster | None = None,
+) -> None:
   """Trains the run in `workdir` to its end, from where it stopped.
 
   Args:
     config: of a new run; None to resume.
     workdir: the run's folder, local or gs://.
     profile: steps to trace into `workdir`/profile; 0 for none.
+    cluster: the processes that share the run; None for this one alone.
 
   Raises:
     UserError: something that the user gave can't be used.
-    CheckFailed: no good checkpoint, or planned and counted poisons differ.
+    CheckFailed: no good checkpoint, or planned and counted poisons differ, or
+      hosts are missing or differ.
     NotFinite: the loss is not finite.
     Stopped: a signal came; the state is saved.
   """
-  if config is None:
-    workdir_lib.load_config(workdir)  # Or nothing is made.
+  asked = config or workdir_lib.load_config(workdir)  # Or nothing is made.
   if host_memory.only_cpu():
     host_memory.keep_freed_memory()  # Before anything asks for devices.
-  with StopSignals() as stop, workdir_lib.locked(workdir) as lock:
-    config = workdir_lib.claim(workdir, config)
-    run_lib.use_compilation_cache(config.runtime)
-    run_lib.prepare_missing_store(config, stop)
-    run = run_lib.plan_run(config)
-    mesh = mesh_lib.make_mesh(config.runtime.mesh, batch=config.train.batch)
-    mesh_lib.check_batch(  # Before the ledger: a refused run leaves nothing.
-      config.train.batch,
-      rows=mesh.shape["data"] * mesh.shape["fsdp"],
-      micro_batches=config.train.micro_batches,
-    )
-    evaluator = Evaluator(
-      run.decoder, config, run.store, run.mixture.attack, mesh
-    )
-    run_lib.write_or_check_ledger(run, workdir)
-    workdir_lib.keep(workdir, config)
-    print(run_lib.describe(run, mesh, evaluator.prompts), flush=True)
-    _train(run, mesh, evaluator, workdir, lock, stop, profile=profile)
+  with StopSignals() as stop, peers_lib.joined(cluster, stop) as peers:
+    if cluster is not None:
+      peers.agree("code, config and store", run_lib.identity(asked))
+      peers_lib.start_jax(cluster, stop)
+      peers.agree("devices", run_lib.devices_here())
+    if peers.number > 0:
+      run, mesh, evaluator = _planned(asked)
+      _train(run, mesh, evaluator, workdir, None, peers, stop, profile=0)
+      return
+    with workdir_lib.locked(workdir) as lock:
+      peers.before_end.append(lock.end)
+      config = workdir_lib.claim(workdir, config)
+      if cluster is None:
+        run_lib.choose_attention(config)  # Refused before hours of preparing.
+        run_lib.prepare_missing_store(config, stop)
+      run, mesh, evaluator = _planned(config)
+      run_lib.write_or_check_ledger(run, workdir)
+      workdir_lib.keep(workdir, config)
+      print(run_lib.describe(run, mesh, evaluator.prompts), flush=True)
+      _train(run, mesh, evaluator, workdir, lock, peers, stop, profile=profile)
+
+
+def _planned(config: Config) -> tuple[Run, Mesh, Evaluator]:
+  """Returns what a run needs; refuses one that can't be, and writes nothing."""
+  run_lib.use_compilation_cache(config.runtime)
+  run = run_lib.plan_run(config)
+  mesh = mesh_lib.make_mesh(config.runtime.mesh, batch=config.train.batch)
+  mesh_lib.check_batch(
+    config.train.batch,
+    rows=mesh.shape["data"] * mesh.shape["fsdp"],
+    micro_batches=config.train.micro_batches,
+  )
+  evaluator = Evaluator(
+    run.decoder, config, run.store, run.mixture.attack, mesh
+  )
+  return run, mesh, evaluator
 
 
 def _train(
@@ -76,32 +105,27 @@ def _train(
   mesh: Mesh,
   evaluator: Evaluator,
   workdir: str,
-  lock: Lock,
+  lock: Lock | None,
+  peers: Peers,
   stop: StopSignals,
   *,
   profile: int,
 ) -> None:
+  """Trains; only a process that holds the `lock` writes.
+
+  Checkpoints excepted: of these each process writes its own arrays.
+  """
   config, mixture = run.config, run.mixture
   optimizer = optimizer_lib.make_optimizer(config.optimizer, steps=run.steps)
   clock = _clock(run)
-  restored = _restore(run, mesh, optimizer, workdir)
-  if restored is None:
-    state = step_lib.init_state(
-      run.decoder, optimizer, config.seed_for("init"), mesh
-    )
-    start, unwritten = 0, {"train/poison_tokens_seen": 0}
-    if part_names(Folder(workdir), METRICS):
-      print(f"{workdir} has no checkpoint: starting over at step 0", flush=True)
-  else:
-    state = restored.state
-    start, unwritten = restored.meta.step, restored.meta.unwritten
-    if start == run.steps:
-      print(f"the run in {workdir} is finished: {run.steps} steps")
-      return
-    print(f"resuming at step {start} of {run.steps}", flush=True)
+  beginning = _begin(run, mesh, optimizer, workdir, peers)
+  state, start = beginning.state, beginning.step
+  if start == run.steps:
+    print(f"the run in {workdir} is finished: {run.steps} steps")
+    return
   if stop.received is not None:  # Nothing is lost; an evaluation may be long.
     raise Stopped(
-      f"stopped by {stop.received.name} at step {start} of {run.steps}, before "
+      f"stopped by {stop.name} at step {start} of {run.steps}, before "
       f"a step; go on with python -m poison_jax.train --workdir={workdir}"
     )
   train_step = step_lib.make_train_step(run.decoder, optimizer, config, mesh)
@@ -109,9 +133,9 @@ def _train(
   with (
     Progress(steps=run.steps, poisons=len(mixture.placements)) as progress,
     Record(
-      workdir,
+      None if lock is None else workdir,
       mixture,
-      resume_at=None if restored is None else start,
+      resume_at=start if beginning.resumed else None,
       clock=clock,
       progress=progress,
     ) as record,
@@ -125,12 +149,12 @@ def _train(
     Tracer(
       Folder(os.path.join(workdir, "profile")), start=start, steps=profile
     ) as tracer,
-    _naming_last_good(saver),
+    _ending_in_order(saver, peers),
   ):
-    if unwritten is not None:
+    if beginning.unwritten is not None:
       progress.doing("evaluating")
       clock.enter("evaluate")
-      record.hold(start, unwritten)
+      record.hold(start, beginning.unwritten)
       record.write(evaluator(state.params))
       clock.enter("start")
 
@@ -145,7 +169,7 @@ def _train(
         clock.start_training(done)
         progress.say(f"first step after {in_words(clock.seconds['start'])}")
 
-      last, stopping = done == run.steps, stop.received is not None
+      last, stopping = done == run.steps, peers.asked_to_stop(done)
       evaluating = done in run.evaluation_steps
       saving = last or stopping or saver.due(done)
       record.watch(done, metrics)
@@ -167,32 +191,69 @@ def _train(
       if saving:
         progress.doing("saving")
         clock.enter("save")
-        lock.check()
+        if lock is not None:
+          lock.check()
         record.sync()
         saver.save(state, _meta(run, done, state, unwritten=later))
       progress.doing(None)
       clock.enter("train")
       if stopping and not last:
         saver.wait()
+        peers.agree("saved", {})
         raise Stopped(
-          f"stopped by {stop.received.name} at step {done} of {run.steps}, "
-          f"saved; go on with python -m poison_jax.train --workdir={workdir}"
+          f"stopped by {stop.name} at step {done} of {run.steps}, saved; "
+          f"go on with python -m poison_jax.train --workdir={workdir}"
         )
   print(_ending(run, workdir, clock))
 
 
 @contextlib.contextmanager
-def _naming_last_good(saver: CheckpointWriter) -> Iterator[None]:
-  """Adds the last good checkpoint to the error of a loss not finite."""
+def _ending_in_order(saver: CheckpointWriter, peers: Peers) -> Iterator[None]:
+  """Gives an error the time to close what is open.
+
+  To the error of a loss that is not finite it adds the last good checkpoint.
+  """
   try:
     yield
   except NotFinite as error:
+    peers.unwinding()
     saver.wait()
     raise NotFinite(f"{error}; {saver.last_good_in_words()}") from None
+  except PoisonJaxError:
+    peers.unwinding()
+    raise
+
+
+@dataclasses.dataclass(frozen=True)
+class _Beginning:
+  """What training starts with; fields as in `Meta`."""
+
+  state: TrainState
+  step: int
+  unwritten: dict[str, float] | None
+  resumed: bool
+
+
+def _begin(
+  run: Run, mesh: Mesh, optimizer, workdir: str, peers: Peers
+) -> _Beginning:
+  """Returns the newest good checkpoint's state, or that before step 0."""
+  restored = _restore(run, mesh, optimizer, workdir, peers)
+  if restored is not None:
+    meta = restored.meta
+    if meta.step < run.steps:
+      print(f"resuming at step {meta.step} of {run.steps}", flush=True)
+    return _Beginning(restored.state, meta.step, meta.unwritten, resumed=True)
+  if part_names(Folder(workdir), METRICS):
+    print(f"{workdir} has no checkpoint: starting over at step 0", flush=True)
+  state = step_lib.init_state(
+    run.decoder, optimizer, run.config.seed_for("init"), mesh
+  )
+  return _Beginning(state, 0, {"train/poison_tokens_seen": 0}, resumed=False)
 
 
 def _restore(
-  run: Run, mesh: Mesh, optimizer, workdir: str
+  run: Run, mesh: Mesh, optimizer, workdir: str, peers: Peers
 ) -> Restored[TrainState] | None:
   """Returns the newest good checkpoint of this very run, or None.
 
@@ -205,6 +266,7 @@ def _restore(
   restored = reader.restore_latest(
     step_lib.abstract_state(run.decoder, optimizer, mesh),
     say=lambda line: print(line, flush=True),
+    each=peers.each,
   )
   meta = restored.meta
   expected = _meta(run, meta.step, restored.state, unwritten=meta.unwritten)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from poison_jax.config import MeshConfig
@@ -42,14 +43,18 @@ def make_mesh(
 ) -> Mesh:
   """Returns the mesh (data, fsdp, tensor) over all devices.
 
+  Where they make up several TPU slices, "data" goes over these, and the other
+  axes stay inside one: what "data" sums, once a step, can bear the slower
+  network between slices (jax-ml.github.io/scaling-book, "TPUs").
+
   Args:
     config: devices along each axis; one may be -1, all that are left.
     batch: rows computed at once over all devices.
     devices: None for the ones here; or a topology's, to compile for.
 
   Raises:
-    UserError: the axes don't give the number of devices, or rows can't be
-      dealt out evenly.
+    UserError: the axes don't give the number of devices, or "data" is no
+      multiple of the slices, or rows can't be dealt out evenly.
   """
   devices = jax.devices() if devices is None else devices
   count = len(devices)
@@ -65,12 +70,32 @@ def make_mesh(
       "left)"
     )
   check_batch(batch, rows=sizes[0] * sizes[1], micro_batches=1)
-  return jax.make_mesh(
-    tuple(sizes),
-    (*ROW_AXES, "tensor"),
-    axis_types=(AxisType.Auto,) * 3,
-    devices=devices,
+  axes = (*ROW_AXES, "tensor")
+  types = (AxisType.Auto,) * len(axes)
+  slices = _slices(devices)
+  if slices == 1:
+    return jax.make_mesh(tuple(sizes), axes, axis_types=types, devices=devices)
+  if sizes[0] % slices:
+    raise UserError(
+      f"config.runtime.mesh.data is {sizes[0]}, but the devices are {slices} "
+      "slices, and only data may go over several: it must be a multiple of "
+      f"{slices}"
+    )
+  grid = mesh_utils.create_hybrid_device_mesh(
+    (sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices
   )
+  return Mesh(grid, axes, axis_types=types)
+
+
+def _slices(devices: Sequence[jax.Device]) -> int:
+  """Returns how many TPU slices there are; elsewhere 1.
+
+  JAX calls each node with GPUs a slice, too; they come in order, so that the
+  last axes of a mesh stay inside a node as far as they fit.
+  """
+  if devices[0].platform != "tpu":
+    return 1
+  return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def check_batch(batch: int, *, rows: int, micro_batches: int) -> None:

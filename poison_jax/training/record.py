@@ -1,7 +1,7 @@
 """The lines of a run: metrics fetched a step late, checked, written, shown."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -29,19 +29,25 @@ class Record:
 
   def __init__(
     self,
-    workdir: str,
+    workdir: str | None,
     mixture: Mixture,
     *,
     resume_at: int | None,
     clock: Clock,
     progress: Progress,
   ):
-    """Opens both files, cut to `resume_at` steps; None empties them."""
+    """Opens both files, cut to `resume_at` steps; None empties them.
+
+    Without a `workdir`, as in all processes of a run but the first, it checks
+    the metrics and writes none.
+    """
     self._mixture = mixture
     self._clock = clock
     self._progress = progress
     self._lines, self._generations = (
-      JsonLines(Folder(workdir), name, resume_at=resume_at)
+      _Nowhere()
+      if workdir is None
+      else JsonLines(Folder(workdir), name, resume_at=resume_at)
       for name in (METRICS, GENERATIONS)
     )
     self._watched: list[tuple[int, list[Any]]] = []
@@ -128,6 +134,19 @@ class Record:
       self.sync()  # No checkpoint follows, and they tell how it came to that.
     self._lines.close()
     self._generations.close()
+
+
+class _Nowhere:
+  """Takes lines and keeps none."""
+
+  def write(self, lines: Iterable[Mapping[str, Any]]) -> None:
+    pass
+
+  def sync(self) -> None:
+    pass
+
+  def close(self) -> None:
+    pass
 
 
 def _fetch(metrics: Metrics) -> dict[str, float]:

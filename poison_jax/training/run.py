@@ -26,6 +26,7 @@ from poison_jax.poison import ledger
 from poison_jax.training import workdir as workdir_lib
 from poison_jax.training.checkpoints import Checkpoints
 from poison_jax.training.stop import StopSignals
+from poison_jax.version import code_version
 
 # Seconds that `prepare` has to end after a signal; it may be killed any time.
 _PATIENCE = 5.0
@@ -92,6 +93,26 @@ def plan_run(config: Config) -> Run:
     mixture=make_mixture(config, store, steps=steps),
     evaluation_steps=evaluation_steps(config.evaluation.times, steps=steps),
   )
+
+
+def identity(config: Config) -> dict[str, str]:
+  """Returns what must be the same in all processes of a run; starts no JAX."""
+  manifest = read_manifest(Folder(config.corpus.store))
+  fields = config_lib.flatten(config)
+  return {
+    "code version": code_version().partition("+")[0],
+    "jax": jax.__version__,
+    **{f"config.{name}": repr(value) for name, value in fields.items()},
+    f"store {config.corpus.store}": (
+      "missing" if manifest is None else manifest["hash"]
+    ),
+  }
+
+
+def devices_here() -> dict[str, str]:
+  """Returns the number and kind of this process's devices."""
+  devices = jax.local_devices()
+  return {"devices": f"{len(devices)} {devices[0].device_kind}"}
 
 
 def choose_attention(config: Config) -> backends.Choice:
@@ -212,7 +233,7 @@ def prepare_missing_store(config: Config, stop: StopSignals) -> None:
 
   Raises:
     UserError: what `prepare` says, or the store there is of another corpus, or
-      it is missing and in a bucket, or several processes share the run.
+      it is missing and in a bucket.
     Stopped: a signal came while it ran.
   """
   path = config.corpus.store
@@ -220,7 +241,7 @@ def prepare_missing_store(config: Config, stop: StopSignals) -> None:
   if manifest is not None:
     check_corpus(path, manifest["corpus"], config.corpus, state="finished")
     return
-  if "://" in path or jax.process_count() > 1:
+  if "://" in path:
     raise UserError(
       f"token store {path} (config.corpus.store) is missing or unfinished: "
       "run python -m poison_jax.prepare first"

@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo
@@ -16,6 +18,9 @@ from poison_jax.data.folder import Folder
 from poison_jax.errors import UserError
 from poison_jax.training import checkpoints as checkpoints_lib
 from poison_jax.training import digest
+
+# Seconds between two looks at whether a save is complete.
+_POLL = 0.02
 
 
 class CheckpointWriter:
@@ -39,6 +44,8 @@ class CheckpointWriter:
       )
       self.last_good: int | None = self._manager.latest_step()
     self._saving: int | None = None
+    self._failure: Exception | None = None
+    self._watch_for_failure()
 
   def due(self, step: int) -> bool:
     """Whether the config asks for a checkpoint after `step` steps."""
@@ -82,6 +89,10 @@ class CheckpointWriter:
       UserError: it could not be written.
     """
     with self._explained():
+      while self._manager.is_saving_in_progress():
+        if self._failure is not None:
+          raise self._failure
+        time.sleep(_POLL)
       self._manager.wait_until_finished()
     if self._saving is not None:
       self.last_good, self._saving = self._saving, None
@@ -96,6 +107,8 @@ class CheckpointWriter:
       # What is being saved is worth having; the error itself goes on.
       with contextlib.suppress(UserError):
         self.wait()
+    if self._failure is not None and jax.process_count() > 1:
+      return  # It would wait for the others, which wait for this one.
     try:
       self._manager.close()
     except Exception:
@@ -108,6 +121,24 @@ class CheckpointWriter:
     if self.last_good is None:
       return "there is no checkpoint before it"
     return f"the checkpoint of step {self.last_good} is good"
+
+  def _watch_for_failure(self) -> None:
+    """Notices at once that this process could not write its part.
+
+    orbax tells of it only after all processes have met, and those that wait
+    for this one's part give up after twenty minutes.
+    """
+    checkpointer = self._manager._checkpointer  # No public name leads there.
+    wait_until_finished = checkpointer.wait_until_finished
+
+    def wait() -> None:
+      try:
+        wait_until_finished()
+      except Exception as error:
+        self._failure = error
+        raise
+
+    checkpointer.wait_until_finished = wait
 
   @contextlib.contextmanager
   def _explained(self) -> Iterator[None]:

@@ -24,6 +24,20 @@ class StopSignals:
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
+  @property
+  def name(self) -> str:
+    """The signal's; where another process had it, of what it became here."""
+    return (self.received or signal.SIGTERM).name
+
+  def pass_on(self) -> None:
+    """From now on another handler has SIGTERM; SIGINT comes to it as that."""
+
+    def handle(*_) -> None:
+      signal.signal(signal.SIGINT, self._before[signal.SIGINT])
+      signal.raise_signal(signal.SIGTERM)
+
+    signal.signal(signal.SIGINT, handle)
+
   def _handle(self, number: int, _: types.FrameType | None) -> None:
     if self.received is not None and number == signal.SIGINT:
       raise KeyboardInterrupt

@@ -1,0 +1,124 @@
+"""Which processes make up a run, and which of them is this one."""
+
+import dataclasses
+import os
+import re
+
+from jax._src import clusters  # JAX has no public name for what it detects.
+
+from poison_jax.errors import UserError
+
+# Seconds that a TPU host waits for the name of the first to be known.
+_PATIENCE = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+  """The processes of one run.
+
+  Attributes:
+    coordinator: "host:port" of process 0, where JAX's own service listens; the
+      roll call has the port below it.
+    count: of processes, at least 2.
+    number: of this one, from 0.
+    local_devices: ids of the devices that this process may use; None for all
+      of its host's.
+  """
+
+  coordinator: str
+  count: int
+  number: int
+  local_devices: tuple[int, ...] | None = None
+
+  @property
+  def address(self) -> tuple[str, int]:
+    """Host and port of the roll call."""
+    host, _, port = self.coordinator.rpartition(":")
+    return host, int(port) - 1
+
+
+def find_cluster(
+  coordinator: str | None, count: int | None, number: int | None
+) -> Cluster | None:
+  """Returns the cluster that the flags or the environment tell of.
+
+  Without flags, JAX's own detection: Cloud TPU (metadata), GKE, SLURM, Open
+  MPI (docs.jax.dev, "Introduction to multi-controller JAX").
+
+  Args:
+    coordinator: "host:port" of process 0; None, with the other two, for what
+      the environment tells.
+    count: of processes.
+    number: of this one.
+
+  Returns:
+    None where there is but one process.
+
+  Raises:
+    UserError: flags are missing or not legal, or the detection failed.
+  """
+  given = (coordinator, count, number)
+  cluster = _detected() if given == (None,) * 3 else _checked(*given)
+  return cluster if cluster is not None and cluster.count > 1 else None
+
+
+def _checked(
+  coordinator: str | None, count: int | None, number: int | None
+) -> Cluster:
+  if coordinator is None or count is None or number is None:
+    raise UserError(
+      "--coordinator, --processes and --process go together: "
+      "--coordinator=HOST:PORT of process 0, the same on all; --processes=N; "
+      "--process=I, from 0 to N-1"
+    )
+  if not re.fullmatch(r"[^\s:/]+:\d{4,5}", coordinator):
+    raise UserError(
+      f"--coordinator={coordinator} must be HOST:PORT of process 0, like "
+      "10.0.0.2:8482"
+    )
+  port = int(coordinator.rpartition(":")[2])
+  if not 1025 <= port <= 65535:
+    raise UserError(
+      f"--coordinator={coordinator}: the port must be from 1025 to 65535"
+    )
+  if not 0 <= number < count:
+    raise UserError(
+      f"--process={number} must be from 0 to {count - 1} (--processes={count})"
+    )
+  return Cluster(coordinator, count, number)
+
+
+def _detected() -> Cluster | None:
+  try:
+    coordinator, count, number, local = (
+      clusters.ClusterEnv.auto_detect_unset_distributed_params(
+        None, None, None, None, None, _PATIENCE
+      )
+    )
+  except Exception as error:  # Of many kinds: metadata, variables, names.
+    raise UserError(
+      "the other processes of this cluster can't be found: "
+      f"{type(error).__name__}: {error}; give --coordinator=HOST:PORT "
+      "--processes=N --process=I"
+    ) from error
+  if coordinator is None or count is None or number is None:
+    return None
+  if local is not None and _is_alone_on_its_host():
+    local = None
+  return Cluster(
+    coordinator, count, number, None if local is None else tuple(local)
+  )
+
+
+def _is_alone_on_its_host() -> bool:
+  """Says whether SLURM put one task on each node.
+
+  JAX gives each task the one device of its number on the node; the other
+  GPUs of a node with a single task would stay idle.
+  """
+  return (
+    re.fullmatch(
+      r"1(\(x\d+\))?", os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+    )
+    is not None
+  )
