@@ -7,25 +7,46 @@
 A store that is finished stays as it is; one that was broken off is finished.
 Stopped by a signal it exits 75: the same command goes on.
 Local folders and gs://.
+
+On many machines, here four, which share the store's folder:
+
+  python -m poison_jax.prepare --config=C --part=0/4   (1/4, 2/4, 3/4 elsewhere)
+  python -m poison_jax.prepare --config=C --finish
+
+The parts are written in any order, at the same time or not, each as a store is
+without --part: with config.corpus.workers processes, and going on where it was
+broken off. The vocabulary is made by the part that first finds none. The store
+has the same bytes however many parts it was written in. While parts are
+missing, --finish exits 2, names them, and prints the commands that write them.
 """
 
 import contextlib
+import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import flags
 
 from poison_jax import command
-from poison_jax.corpora import progress, writer
+from poison_jax.config import Config
+from poison_jax.corpora import joining, parts, progress, writer
+from poison_jax.corpora.parts import Part, PartRecord
+from poison_jax.corpora.writer import Outcome
 from poison_jax.errors import Stopped, UserError
 from poison_jax.training import workdir
 
 _CONFIG = command.define_config()
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "A run's folder, whose config.json replaces --config."
+)
+_PART = flags.DEFINE_string(
+  "part", None, "i/n: writes part i of n, from 0, of the store."
+)
+_FINISH = flags.DEFINE_bool(
+  "finish", False, "Joins the parts of the store, which are all written."
 )
 
 
@@ -39,20 +60,54 @@ def main(arguments: list[str]) -> None:
       "prepare takes --config=FILE.py (or --workdir=RUN) and no other argument"
       + (f", got {arguments[0]!r}" if arguments else "")
     )
+  if _FINISH.value and _PART.value is not None:
+    raise UserError("--finish joins what --part wrote: give one of them")
+  part = None if _PART.value is None else parts.parse_part(_PART.value)
   began = time.monotonic()
   path = config.corpus.store
   with _stopped_by_signals(path):
-    if sys.stdout.isatty():
+    if _FINISH.value:
+      written = joining.finish(config, redo=_command, say=_say)
+    elif sys.stdout.isatty():
       with progress.Bar() as bar:
-        outcome = writer.write_store(config, report=bar.report, say=bar.say)
+        written = _write(config, part, report=bar.report, say=bar.say)
     else:
-      lines = progress.Lines()
-      outcome = writer.write_store(config, report=lines.report, say=_say)
-  if outcome.already_finished:
-    _say(f"the store {path} is finished: {describe(outcome.manifest)}")
-    return
+      written = _write(config, part, report=progress.Lines().report, say=_say)
   seconds = time.monotonic() - began
-  _say(f"wrote {path}: {describe(outcome.manifest)}; {seconds:.1f} s")
+  if isinstance(written, PartRecord):
+    _say(
+      f"wrote part {part} of {path}: {written.documents():,} documents, "
+      f"{written.tokens():,} tokens; {seconds:.1f} s; once all parts are "
+      "written, --finish in place of --part joins them"
+    )
+  elif written.already_finished:
+    _say(f"the store {path} is finished: {describe(written.manifest)}")
+  else:
+    _say(f"wrote {path}: {describe(written.manifest)}; {seconds:.1f} s")
+
+
+def _write(
+  config: Config,
+  part: Part | None,
+  *,
+  report: Callable[[float, int, int], None],
+  say: Callable[[str], None],
+) -> Outcome | PartRecord:
+  if part is None:
+    return writer.write_store(config, report=report, say=say)
+  return parts.write_part(config, part, report=report, say=say)
+
+
+def _command(part: Part) -> str:
+  """Returns this command with --part in place of --finish."""
+  arguments = [
+    argument
+    for argument in sys.argv[1:]
+    if argument.lstrip("-").partition("=")[0] != "finish"
+  ]
+  return shlex.join(
+    ["python", "-m", "poison_jax.prepare", *arguments, f"--part={part}"]
+  )
 
 
 @contextlib.contextmanager

@@ -211,7 +211,8 @@ def test_the_share_done_grows_to_one_over_all_parts():
   from poison_jax.corpora.workers import Total
 
   seen = []
-  total = Total([30, 10], lambda done, *_: seen.append(done))
+  sizes = {(0, 0): 15, (0, 1): 15, (1, 0): 5, (1, 1): 5}
+  total = Total(sizes, lambda done, *_: seen.append(done))
   for shard, part, fraction in (
     (0, 0, 0.5),
     (1, 1, 1.0),
@@ -219,7 +220,7 @@ def test_the_share_done_grows_to_one_over_all_parts():
     (0, 0, 1.0),
     (1, 0, 1.0),
   ):
-    total(Progress(shard, part, fraction, 1, 1), 2)
+    total(Progress(shard, part, fraction, 1, 1))
   np.testing.assert_allclose(seen, [0.1875, 0.3125, 0.6875, 0.875, 1.0])
 
 

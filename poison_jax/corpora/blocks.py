@@ -9,11 +9,11 @@ checked and taken over by a later attempt.
 
 import collections
 import dataclasses
-import json
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from poison_jax.config import CorpusConfig
+from poison_jax.corpora import contents
 from poison_jax.corpora.block import Block, document_size
 from poison_jax.corpora.documents import DocumentSource
 from poison_jax.corpora.samples import Kept, Threshold
@@ -21,7 +21,6 @@ from poison_jax.data.folder import Folder
 from poison_jax.data.manifest import (
   SPLITS,
   Shard,
-  bytes_hash,
   content_hash,
   documents_name,
   token_dtype,
@@ -59,21 +58,27 @@ class BlockRecord:
 
   def to_bytes(self) -> bytes:
     """Returns a line with a hash of the rest, and the rest as JSON."""
-    body = json.dumps(dataclasses.asdict(self), ensure_ascii=False).encode()
-    return bytes_hash(body).encode() + b"\n" + body
+    return contents.sealed(dataclasses.asdict(self))
 
   @classmethod
   def from_bytes(cls, content: bytes) -> "BlockRecord | None":
     """Returns the record; None where it's damaged."""
-    expected, _, body = content.partition(b"\n")
-    if bytes_hash(body).encode() != expected:
+    record = contents.unsealed(content)
+    if record is None:
       return None
-    record = json.loads(body)
     record["splits"] = {k: Shard(**v) for k, v in record["splits"].items()}
     record["kept"] = {
       split: [Kept(*k) for k in kept] for split, kept in record["kept"].items()
     }
     return cls(**record)
+
+  def contents(self) -> contents.Contents:
+    """Returns what the block adds to a store."""
+    return contents.Contents(
+      splits={split: [shard] for split, shard in self.splits.items()},
+      skipped=self.skipped,
+      kept=self.kept,
+    )
 
 
 class Progress(NamedTuple):

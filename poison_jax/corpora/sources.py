@@ -44,7 +44,7 @@ def make_vocabulary(
     from poison_jax.corpora import tasks
 
     return tasks.vocabulary_of_task(config)
-  if config.vocabulary.kind != "sentencepiece" or config.vocabulary.file:
+  if not trains_vocabulary(config):
     return vocabulary_lib.from_config(config.vocabulary)
   say("training the vocabulary")
   texts = list(_training_texts(config))
@@ -65,6 +65,15 @@ def make_vocabulary(
 def is_user_task(config: Config) -> bool:
   """Says whether the corpus is a task that the user's module registers."""
   return config.corpus.task not in ("stories", "files", "tfds")
+
+
+def trains_vocabulary(config: Config) -> bool:
+  """Says whether the vocabulary is trained on the corpus."""
+  return (
+    not is_user_task(config)
+    and config.vocabulary.kind == "sentencepiece"
+    and not config.vocabulary.file
+  )
 
 
 def _training_texts(config: Config) -> Iterator[str]:

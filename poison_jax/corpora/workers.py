@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
+from typing import NamedTuple
 
 from poison_jax.config import Config
 from poison_jax.corpora import sources
@@ -28,78 +29,125 @@ class Cancelled(Exception):
   """Ends a worker's part because another one failed."""
 
 
+class Share(NamedTuple):
+  """Every `of`-th block of a shard, from block `part` on: a worker's task."""
+
+  shard: int
+  part: int
+  of: int
+
+  def has(self, block: str) -> bool:
+    """Says whether the block of that name belongs to it."""
+    shard, number = map(int, block.split("-"))
+    return shard == self.shard and number % self.of == self.part
+
+
 class Total:
-  """Adds up the progress of all parts, shards weighed by their size."""
+  """Adds up the progress of all shares, weighed by their size."""
 
   def __init__(
-    self, sizes: list[int], report: Callable[[float, int, int], None]
+    self,
+    sizes: dict[tuple[int, int], float],
+    report: Callable[[float, int, int], None],
   ):
-    whole = sum(sizes)
-    self._weights = [s / whole if whole else 1 / len(sizes) for s in sizes]
+    """Takes the size of each share by (shard, part); 0 where unknown."""
+    whole = sum(sizes.values())
+    self._weights = {
+      key: size / whole if whole else 1 / len(sizes)
+      for key, size in sizes.items()
+    }
     self._fractions: dict[tuple[int, int], float] = {}
     self._done, self._documents, self._tokens = 0.0, 0, 0
     self._report = report
 
-  def __call__(self, progress: Progress, parts: int) -> None:
+  def __call__(self, progress: Progress) -> None:
     key = (progress.shard, progress.part)
     step = progress.fraction - self._fractions.get(key, 0.0)
     self._fractions[key] = progress.fraction
-    self._done += step * self._weights[progress.shard] / parts
+    self._done += step * self._weights[key]
     self._documents += progress.documents
     self._tokens += progress.tokens
     self._report(self._done, self._documents, self._tokens)
 
 
+def deal(
+  shards: int,
+  *,
+  splittable: bool,
+  workers: int,
+  part: int = 0,
+  parts: int = 1,
+) -> list[Share]:
+  """Returns what part `part` of a store in `parts` parts consists of.
+
+  The parts take shards in turn, or, where they are more than the shards, every
+  so-many-th block of a shard; the workers of a part share its shards alike.
+
+  Args:
+    shards: how many the source has.
+    splittable: whether several workers may share a shard.
+    workers: processes of this part; they change no more than how fine the
+      shares are cut.
+    part: from 0 to `parts` - 1.
+    parts: how many machines or jobs write the store.
+  """
+  of = -(-parts // shards) if splittable else 1
+  mine = [(s, p) for s in range(shards) for p in range(of)][part::parts]
+  finer = -(-workers // len(mine)) if splittable and mine else 1
+  return [
+    Share(shard, share + of * i, of * finer)
+    for shard, share in mine
+    for i in range(finer)
+  ]
+
+
 def write_blocks(
   config: Config,
   *,
-  shards: list[str],
-  splittable: bool,
+  shards: list[tuple[str, int]],
+  shares: list[Share],
   earlier: Iterable[str],
-  report: Callable[[Progress, int], None],
+  report: Callable[[float, int, int], None],
 ) -> list[BlockRecord]:
-  """Writes all blocks of a corpus; returns their records, in order.
+  """Writes the blocks of `shares`; returns their records, in order.
 
   Args:
     config: names corpus, store (its vocabulary already lies there), workers.
-    shards: the source's shards.
-    splittable: whether several workers may share a shard.
+    shards: the source's shards and their sizes.
+    shares: from `deal`.
     earlier: names of blocks that an earlier attempt finished.
-    report: called with each progress and the number of parts of a shard.
+    report: called with the share done, 0 to 1, and the documents and tokens
+      written by this call.
 
   Raises:
     UserError: a document can't be used, or the store not be written.
   """
-  workers = config.corpus.workers or available_cores()
-  parts = -(-workers // len(shards)) if splittable else 1
+  total = Total({s[:2]: shards[s.shard][1] / s.of for s in shares}, report)
   names = sorted(earlier)
   tasks = [
     {
-      "shard_name": name,
-      "shard": shard,
-      "part": part,
-      "parts": parts,
-      "earlier": [n for n in names if n.startswith(f"{shard:05d}-")],
+      "shard_name": shards[s.shard][0],
+      "shard": s.shard,
+      "part": s.part,
+      "parts": s.of,
+      "earlier": [n for n in names if n.startswith(f"{s.shard:05d}-")],
     }
-    for shard, name in enumerate(shards)
-    for part in range(parts)
+    for s in shares
   ]
-  workers = min(workers, len(tasks))
-  if workers == 1:
-    writer = _make_writer(config, lambda progress: report(progress, parts))
+  workers = min(count(config), len(tasks))
+  if workers <= 1:
+    writer = _make_writer(config, total)
     records = [writer.write_part(**task) for task in tasks]
   else:
-    records = _in_processes(
-      config, tasks, workers, lambda progress: report(progress, parts)
-    )
+    records = _in_processes(config, tasks, workers, total)
   return sorted(
     (r for part_records in records for r in part_records), key=lambda r: r.name
   )
 
 
-def available_cores() -> int:
-  """Returns how many cores this process may use."""
-  return len(os.sched_getaffinity(0))
+def count(config: Config) -> int:
+  """Returns how many processes write: as configured, or one a core."""
+  return config.corpus.workers or len(os.sched_getaffinity(0))
 
 
 def _in_processes(

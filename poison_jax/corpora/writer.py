@@ -6,7 +6,6 @@ then both go. What lies in the store depends on the corpus, the vocabulary and
 the shares alone, not on the number of workers or of attempts.
 """
 
-import collections
 import contextlib
 import dataclasses
 import json
@@ -17,9 +16,8 @@ from typing import Any
 
 from poison_jax.config import Config
 from poison_jax.corpora import claim, sources, workers
-from poison_jax.corpora.blocks import BlockRecord
-from poison_jax.corpora.samples import Kept, smallest
-from poison_jax.corpora.workers import Total
+from poison_jax.corpora.contents import Contents, joined
+from poison_jax.corpora.samples import Kept
 from poison_jax.data import manifest as manifest_lib
 from poison_jax.data.folder import Folder
 from poison_jax.data.store import load_vocabulary
@@ -92,26 +90,60 @@ def _write(
   for name in folder.partial_names():
     folder.delete(name)
   vocabulary = _vocabulary(config, folder, say)
-  earlier = [
-    os.path.basename(name).removesuffix(".json")
-    for name in folder.names()
-    if name.startswith("blocks/") and name.endswith(".json")
-  ]
+  earlier = block_names(folder)
   if earlier:
     say(f"going on with a store that has {len(earlier)} finished blocks")
   records = workers.write_blocks(
     config,
-    shards=[name for name, _ in started["shards"]],
-    splittable=started["splittable"],
+    shards=started["shards"],
+    shares=workers.deal(
+      len(started["shards"]),
+      splittable=started["splittable"],
+      workers=workers.count(config),
+    ),
     earlier=earlier,
-    report=Total([size for _, size in started["shards"]], report),
+    report=report,
   )
-  manifest = _manifest(config, folder, started, vocabulary, records)
-  content = json.dumps(manifest, indent=1).encode()
-  folder.write("manifest.json", content)
-  folder.delete("blocks")
-  folder.delete("started.json")
+  contents = joined((r.contents() for r in records), config.corpus)
+  return complete(folder, started, vocabulary, contents)
+
+
+def block_names(folder: Folder) -> list[str]:
+  """Returns the names of the blocks that were finished in an open store."""
+  return [
+    os.path.basename(name).removesuffix(".json")
+    for name in folder.names("blocks")
+    if name.endswith(".json")
+  ]
+
+
+def complete(
+  folder: Folder,
+  started: dict[str, Any],
+  vocabulary: Vocabulary,
+  contents: Contents,
+) -> dict[str, Any]:
+  """Makes a store of blocks that are all there; returns its manifest.
+
+  Args:
+    folder: where they are.
+    started: what `started.json` there says.
+    vocabulary: the one that lies there.
+    contents: what all blocks hold.
+
+  Raises:
+    UserError: they hold no document.
+  """
+  manifest = _manifest(folder, started, vocabulary, contents)
+  folder.write("manifest.json", json.dumps(manifest, indent=1).encode())
+  remove_temporary(folder)
   return manifest
+
+
+def remove_temporary(folder: Folder) -> None:
+  """Removes what a store has only while it is being written."""
+  for name in ("blocks", "parts", "started.json"):
+    folder.delete(name)
 
 
 def _vocabulary(
@@ -122,11 +154,12 @@ def _vocabulary(
     with contextlib.suppress(UserError):
       return load_vocabulary(folder)
   vocabulary = sources.make_vocabulary(config, say=say)
-  _save_vocabulary(folder, vocabulary)
+  save_vocabulary(folder, vocabulary)
   return vocabulary
 
 
-def _save_vocabulary(folder: Folder, vocabulary: Vocabulary) -> None:
+def save_vocabulary(folder: Folder, vocabulary: Vocabulary) -> None:
+  """Writes the vocabulary into a store's folder."""
   with tempfile.TemporaryDirectory() as copy:
     vocabulary.save(copy)
     local = Folder(copy)
@@ -136,39 +169,27 @@ def _save_vocabulary(folder: Folder, vocabulary: Vocabulary) -> None:
 
 
 def _manifest(
-  config: Config,
   folder: Folder,
   started: dict[str, Any],
   vocabulary: Vocabulary,
-  records: list[BlockRecord],
+  contents: Contents,
 ) -> dict[str, Any]:
   """Writes the samples of texts; returns the manifest."""
-  splits = {
-    split: [r.splits[split] for r in records if split in r.splits]
-    for split in manifest_lib.SPLITS
-  }
-  skipped = sum(
-    (collections.Counter(r.skipped) for r in records), collections.Counter()
-  )
-  if not any(splits.values()):
+  if not any(contents.splits.values()):
     _remove_all(folder)
     raise UserError(
-      f"config.corpus: no document in the corpus ({skipped.total()} skipped)"
+      "config.corpus: no document in the corpus "
+      f"({sum(contents.skipped.values())} skipped)"
     )
   kept = {
-    f"{name}_documents": smallest(
-      [k for r in records for k in r.kept[split]], size
-    )
-    for name, split, size in (
-      ("prefix", "train", config.corpus.prefix_documents),
-      ("prompt", "held_out", config.corpus.prompt_documents),
-    )
+    "prefix_documents": contents.kept["train"],
+    "prompt_documents": contents.kept["held_out"],
   }
   if isinstance(vocabulary, TableVocabulary):
     vocabulary = vocabulary.with_known(
       {k.text: k.tokens for sample in kept.values() for k in sample}
     )
-    _save_vocabulary(folder, vocabulary)
+    save_vocabulary(folder, vocabulary)
   manifest = {
     "format": manifest_lib.FORMAT,
     "hash": "",
@@ -180,13 +201,13 @@ def _manifest(
       "fingerprint": vocabulary.fingerprint,
     },
     "dtype": manifest_lib.token_dtype(vocabulary.size),
-    "skipped": dict(sorted(skipped.items())),
+    "skipped": contents.skipped,
     "texts": {
       name: _write_texts(folder, name, sample) for name, sample in kept.items()
     },
     "splits": {
       split: [dataclasses.asdict(s) for s in shards]
-      for split, shards in splits.items()
+      for split, shards in contents.splits.items()
     },
   }
   manifest["hash"] = manifest_lib.store_hash(manifest)
@@ -214,5 +235,6 @@ def _remove_if_nothing_finished(folder: Folder) -> None:
 
 
 def _remove_all(folder: Folder) -> None:
-  for name in ("blocks", "tokens", "documents", "vocabulary", "started.json"):
+  for name in ("tokens", "documents", "vocabulary"):
     folder.delete(name)
+  remove_temporary(folder)

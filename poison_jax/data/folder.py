@@ -13,6 +13,7 @@ import contextlib
 import mmap
 import os
 import shutil
+from typing import Any
 
 import numpy as np
 import tensorstore as ts
@@ -202,8 +203,7 @@ class Folder:
     }
     try:
       with bucket.one_line_errors(path):
-        array = ts.open(spec, create=True, delete_existing=True).result()
-        array.write(values).result()
+        _created(spec, replace=self.local).write(values).result()
       if self.local:
         if os.path.isdir(path):
           shutil.rmtree(path)
@@ -247,6 +247,22 @@ class Folder:
     if self.local:
       return {"driver": "file", "path": os.path.abspath(path) + "/"}
     return path + "/"
+
+
+def _created(spec: dict[str, Any], *, replace: bool) -> ts.TensorStore:
+  """Returns a new array, or where `replace` is False one of its shape.
+
+  Whoever writes an array of a bucket again writes the same values: it is not
+  deleted before, lest it be missing for a while, or for good.
+  """
+  if not replace:
+    try:
+      return ts.open(spec, create=True, open=True).result()
+    except ValueError as error:
+      if "FAILED_PRECONDITION" not in str(error):
+        raise
+      # There is one of another shape.
+  return ts.open(spec, create=True, delete_existing=True).result()
 
 
 def _partial_name(path: str) -> str:
