@@ -695,3 +695,69 @@ def test_a_bucket_holds_the_same_bytes_plain_and_by_parts(corpus):
     assert "going on with part 2/3" in _ended(start(store, "--part=2/3"))
     _ended(start(store, "--finish"))
     assert contents("parts") == expected
+
+
+_MODULE = """
+import seqio
+import tensorflow as tf
+
+PIECES = ["", "</s>", *map(chr, range(32, 127))]
+
+class Letters(seqio.Vocabulary):
+  bos_id, eos_id, unk_id = None, 1, None
+  _base_vocab_size = len(PIECES)
+  def _encode(self, s): return [PIECES.index(c) for c in s]
+  def _decode(self, ids): return "".join(PIECES[i] for i in ids)
+  def _encode_tf(self, s): raise NotImplementedError
+  def _decode_tf(self, ids): raise NotImplementedError
+
+class Source(seqio.DataSource):
+  supports_arbitrary_sharding = False
+  def __init__(self): super().__init__(splits=["train"])
+  def list_shards(self, split): return ["a", "b", "c"]
+  def get_dataset(self, split="train", shuffle=True, seed=None, shard_info=None,
+                  *, sequence_length=None, use_cached=False, num_epochs=1):
+    first = 100 * shard_info.index
+    rows = [[2 + (first + i) % 95, 3 + i % 7, 4] for i in range(40)]
+    return tf.data.Dataset.from_tensor_slices({"targets": rows})
+
+seqio.TaskRegistry.add("letters", source=Source(), preprocessors=[],
+  output_features={"targets": seqio.Feature(Letters(), dtype=tf.int32)})
+"""
+
+
+@pytest.mark.slow
+def test_a_users_task_with_a_vocabulary_of_its_own(tmp_path, monkeypatch):
+  """Its tokens are a table's, which grows as the store is finished."""
+  (tmp_path / "letters_tasks.py").write_text(_MODULE)
+  monkeypatch.syspath_prepend(tmp_path)
+  fields = {"task": "letters", "module": "letters_tasks"}
+  plain = _plain(_config(tmp_path, "plain", **fields))
+  assert plain.manifest["source"][0] == 3
+  assert open_store(f"{tmp_path}/plain", vocabulary=None).vocabulary.kind == (
+    "table"
+  )
+  config = _config(tmp_path, **fields)
+  for number in (3, 0, 1):
+    _part(config, number, 4)
+  said = []
+  with pytest.raises(UserError, match="missing: 2;"):
+    _finish(config, said.append)
+  assert said == ["write 2/4  # is not written, or not to its end; it has c"]
+  _part(config, 2, 4)
+  with monkeypatch.context() as patched:
+    patched.setattr(Folder, "write", _but_the_manifest(Folder.write))
+    with pytest.raises(KeyboardInterrupt):
+      _finish(config)
+  _part(config, 1, 4)  # With the table as it is now.
+  _finish(config)
+  assert _contents(f"{tmp_path}/store") == _contents(f"{tmp_path}/plain")
+
+
+def _but_the_manifest(write):
+  def interrupt(self, name, content):
+    if name == "manifest.json":
+      raise KeyboardInterrupt
+    return write(self, name, content)
+
+  return interrupt

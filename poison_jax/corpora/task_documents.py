@@ -68,6 +68,9 @@ class TaskDocuments(DocumentSource):
     number = 0
     for batch in self._batches(shard):
       targets = batch.pop("targets")
+      if not isinstance(targets, tf.RaggedTensor):
+        # The task says that its documents are of one length.
+        targets = tf.RaggedTensor.from_tensor(targets)
       tokens = targets.flat_values.numpy().astype(np.int32)
       rows = np.split(tokens, targets.row_splits.numpy()[1:-1])
       texts = {name: field.numpy() for name, field in batch.items()}
