@@ -1,0 +1,583 @@
+#!/usr/bin/env bash
+# Trains on a Cloud TPU slice, or several, through queued resources.
+#
+#   bash launch/tpu_vm.sh COMMAND --name=NAME --bucket=gs://BUCKET [options]
+#
+#   up       create, setup, run and watch, until the run ends; a preempted
+#            slice is made again and the run goes on from its last checkpoint
+#   create   asks for the slice and waits until it is there
+#   setup    puts the code of the last commit and its packages on every host
+#   prepare  writes the token store, each host a part; then joins the parts
+#   run      starts training on every host and returns
+#   logs     follows the log of process 0 (Ctrl-C ends the following only)
+#   status   the slice's state and each host's
+#   stop     saves and ends the run; the slice stays, and costs
+#   delete   stops the run and gives the slice back
+#
+# The first command names the slice, and the bucket keeps it for the others, on
+# any machine: --zone, --project, --type (v5p-128, v5litepod-64, v6e-256),
+# --slices=N (1), --spot or --reserved (else on demand), --runtime-version
+# (else the one that fits the type). What follows `--` goes to poison_jax.train
+# or poison_jax.prepare:
+#
+#   bash launch/tpu_vm.sh up --name=a --bucket=gs://b --project=p \
+#     --zone=us-east5-a --type=v5p-128 --spot -- \
+#     --config=configs/dos.py:size=13b --config.corpus.store=gs://b/stores/c4
+#
+# More: prepare --part=I/N (that part alone, on one host), logs --of=prepare,
+# up --delete-when-done, and --dry-run, which prints every step instead.
+# See launch/README.md for the costs.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+exec 3>&1
+dry_run=''
+. launch/steps.sh
+
+poll=30 # Seconds between two looks.
+# A killed process's claim on the run's folder ends two minutes after its last
+# sign of life; before that, training refuses to start.
+lease=130
+
+name='' bucket='' zone='' project='' type='' slices='' tier=''
+runtime_version='' part='' of='' delete_when_done=''
+arguments=() has_arguments=''
+known="--name --bucket --zone --project --type --slices --spot --reserved \
+--runtime-version --part --of --delete-when-done --dry-run"
+
+parse() { # ARGUMENT...
+  local argument
+  case ${1:-} in
+    up | create | setup | prepare | run | logs | status | stop | delete)
+      verb=$1 && shift
+      ;;
+    '' | -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "$0" && exit 0 ;;
+    *)
+      fail 2 "unknown command '$1'; known are up, create, setup, prepare, run," \
+        "logs, status, stop and delete"
+      ;;
+  esac
+  while [ $# -gt 0 ]; do
+    argument=$1 && shift
+    case $argument in
+      --name=*) name=${argument#*=} ;;
+      --bucket=*) bucket=${argument#*=} ;;
+      --zone=*) zone=${argument#*=} ;;
+      --project=*) project=${argument#*=} ;;
+      --type=*) type=${argument#*=} ;;
+      --slices=*) slices=${argument#*=} ;;
+      --spot | --reserved) tier=$argument ;;
+      --runtime-version=*) runtime_version=${argument#*=} ;;
+      --part=*) part=${argument#*=} ;;
+      --of=*) of=${argument#*=} ;;
+      --delete-when-done) delete_when_done=1 ;;
+      --dry-run) dry_run=1 ;;
+      --)
+        arguments=("$@") has_arguments=1
+        break
+        ;;
+      *)
+        fail 2 "unknown argument '$argument'; known are $known, each with =VALUE" \
+          "where it takes one, and -- before the arguments of the training"
+        ;;
+    esac
+  done
+}
+
+check() {
+  [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
+    fail 2 "--name='$name': give small letters, digits and hyphens, as --name=a"
+  [[ $bucket == gs://?* ]] ||
+    fail 2 "--bucket='$bucket': give the bucket that keeps the run, as" \
+      "--bucket=gs://my-bucket"
+  [[ -z $part || $part =~ ^[0-9]+/[0-9]+$ ]] ||
+    fail 2 "--part='$part': give one part of all, counted from 0, as --part=3/16"
+  case $of in '' | train | prepare | finish) ;; *)
+    fail 2 "--of='$of': known are train, prepare and finish"
+    ;;
+  esac
+  bucket=${bucket%/}
+  home=$bucket/launch/$name
+  need gcloud "install it from https://cloud.google.com/sdk/docs/install," \
+    "then run gcloud init"
+}
+
+# What the command line doesn't say is read from the bucket.
+load_settings() {
+  local key value
+  if [ -z "$dry_run" ] &&
+    gcloud storage cat "$home/settings" >"$tmp/settings" 2>/dev/null; then
+    while IFS='=' read -r key value; do
+      case $key in
+        zone | project | type | slices | tier | runtime_version)
+          [ -n "${!key}" ] || printf -v "$key" %s "$value"
+          kept+="$key=$value "
+          ;;
+      esac
+    done <"$tmp/settings"
+  fi
+  slices=${slices:-1}
+  [[ $slices =~ ^[1-9][0-9]*$ ]] ||
+    fail 2 "--slices='$slices': give a number from 1"
+  for key in zone project type; do
+    [ -n "${!key}" ] || fail 2 "--$key is missing${dry_run:+ (a dry run reads \
+nothing from the bucket)}: $home/settings doesn't tell it either"
+  done
+  [ -n "$runtime_version" ] || case $type in
+    v5p-*) runtime_version=v2-alpha-tpuv5 ;;
+    v5litepod-*) runtime_version=v2-alpha-tpuv5-lite ;;
+    v6e-*) runtime_version=v2-alpha-tpuv6e ;;
+    v2-* | v3-* | v4-*) runtime_version=tpu-ubuntu2204-base ;;
+    *)
+      fail 2 "--type=$type: known are v4-, v5p-, v5litepod- and v6e-N; for" \
+        "another, give --runtime-version too"
+      ;;
+  esac
+  place=("--zone=$zone" "--project=$project")
+}
+
+save_settings() {
+  local key
+  for key in zone project type slices tier runtime_version; do
+    echo "$key=${!key}"
+  done >"$tmp/settings"
+  run gcloud storage cp - "$home/settings" <"$tmp/settings" 2>"$tmp/error" ||
+    fail 2 "$home/settings can't be written: $(problem)"
+}
+
+problem() { # The line of gcloud's error that says most.
+  grep -E 'ERROR|rror:' "$tmp/error" | head -n 1 | cut -c 1-300 || true
+  grep -qE 'ERROR|rror:' "$tmp/error" || tail -n 1 "$tmp/error" | cut -c 1-300
+}
+
+nodes() {
+  local i
+  [ "$slices" -gt 1 ] || { echo "$name" && return; }
+  for ((i = 0; i < slices; i++)); do echo "$name-$i"; done
+}
+
+# Sets `state` to the queued resource's, to MISSING, or false: to UNKNOWN.
+look() { # ASSUMED
+  if ! state=$(ask "$1" gcloud compute tpus queued-resources describe "$name" \
+    "${place[@]}" '--format=value(state.state)' 2>"$tmp/error"); then
+    state=UNKNOWN
+    grep -q NOT_FOUND "$tmp/error" || return 1
+    state=MISSING
+  fi
+}
+
+no_quota() {
+  fail 2 "no room for $slices x $type${tier:+ $tier} in $zone: $1. Ask for" \
+    "quota at https://console.cloud.google.com/iam-admin/quotas?project=$project" \
+    "(service: Cloud TPU API), or try another --zone, --type, --spot or none"
+}
+
+create_slice() {
+  local options=(--node-id="$name")
+  look MISSING || fail 2 "gcloud: $(problem)"
+  if [ "$state" != MISSING ]; then
+    case "$kept" in *"type=$type slices=$slices "*) ;; *)
+      fail 2 "$name exists with other settings (${kept:-not made by this script}):" \
+        "delete it first, or choose another --name"
+      ;;
+    esac
+    say "$name exists already: $state"
+    return
+  fi
+  [ "$slices" = 1 ] || options=(--node-count="$slices" --node-prefix="$name")
+  save_settings
+  say "asking for $slices x $type in $zone"
+  kept="type=$type slices=$slices "
+  run gcloud compute tpus queued-resources create "$name" "${place[@]}" \
+    "${options[@]}" --accelerator-type="$type" \
+    --runtime-version="$runtime_version" ${tier:+"$tier"} --quiet \
+    2>"$tmp/error" && return
+  ! grep -qiE 'quota|RESOURCE_EXHAUSTED' "$tmp/error" || no_quota "$(problem)"
+  fail 2 "the slice can't be made: $(problem)"
+}
+
+# False where the slice is preempted before it is ready.
+wait_active() {
+  local before='' reason
+  while :; do
+    look ACTIVE || fail 2 "gcloud: $(problem)"
+    [ "$state" = "$before" ] || say "$name: $state"
+    before=$state
+    case $state in
+      ACTIVE) return ;;
+      SUSPENDING | SUSPENDED) return 1 ;;
+      FAILED)
+        reason=$(gcloud compute tpus queued-resources describe "$name" \
+          "${place[@]}" '--format=value(state.failedData.error.message)' || true)
+        [[ ! $reason =~ [Qq]uota|RESOURCE_EXHAUSTED ]] || no_quota "$reason"
+        fail 2 "the request for $name failed: ${reason:-no reason given};" \
+          "delete it, then try again"
+        ;;
+      MISSING | DELETING) fail 2 "$name has been deleted" ;;
+    esac
+    sleep "$poll"
+  done
+}
+
+delete_slice() {
+  if run gcloud compute tpus queued-resources delete "$name" "${place[@]}" \
+    --force --quiet 2>"$tmp/error"; then
+    say "$name is deleted and costs nothing any more"
+  elif grep -q NOT_FOUND "$tmp/error"; then
+    say "$name is gone already"
+  else
+    fail 2 "$name can't be deleted, and still costs: $(problem)"
+  fi
+}
+
+# Executes a command on every worker of every slice at once; @SLICE@ stands for
+# the slice's number. Sets `answers` to what they print. False where a worker
+# fails; then `failures` names it.
+on_hosts() { # ASSUMED WORKER COMMAND
+  local node number=0 text pids='' pid
+  answers='' failures=''
+  for node in $(nodes); do
+    text=${3//@SLICE@/$number}
+    number=$((number + 1))
+    ssh=(gcloud compute tpus tpu-vm ssh "$node" "${place[@]}" --quiet
+      --worker="$2" --command="$text")
+    if [ -n "$dry_run" ]; then
+      quoted "${ssh[@]}" >&3
+      answers+="$1"$'\n'
+    else
+      "${ssh[@]}" >"$tmp/$node.out" 2>"$tmp/$node.err" </dev/null &
+      pids+="$! "
+    fi
+    [ "$2" != 0 ] || break # Process 0 is on the first slice.
+  done
+  [ -z "$dry_run" ] || return 0
+  for node in $(nodes); do
+    [ -n "$pids" ] || break
+    pid=${pids%% *} pids=${pids#* }
+    text=0
+    wait "$pid" || text=$?
+    answers+="$(cat "$tmp/$node.out")"$'\n'
+    read_failures "$node" "$text"
+  done
+  [ -z "$failures" ]
+}
+
+# gcloud names a worker whose command failed; one that can't be reached, it
+# tries ten times.
+read_failures() { # NODE EXIT-CODE
+  local file=$tmp/$1.err workers
+  workers=$({
+    sed -n 's/.*execution on worker \([0-9]*\) failed with exit status \([0-9]*\).*/worker \1 (exit code \2)/p' "$file"
+    sed -n 's/.*Attempting to connect to worker \([0-9]*\).*/\1/p' "$file" |
+      sort | uniq -c | awk '$1 >= 10 {print "worker " $2 " (no ssh)"}'
+  } | sort -u | paste -s -d ',' -)
+  if [ -n "$workers" ]; then
+    failures+="$1: $workers. "
+  elif [ "$2" != 0 ]; then
+    cp "$file" "$tmp/error"
+    failures+="$1: $(problem). "
+  fi
+}
+
+# The commit to run: of this checkout where a new run is asked for, else the
+# one that the run had.
+choose_commit() {
+  commit=''
+  if [ -z "$has_arguments" ] && [ -z "$dry_run" ]; then
+    commit=$(gcloud storage cat "$home/commit" 2>/dev/null || true)
+  fi
+  [ -z "$commit" ] || return 0
+  commit=$(checked_commit)
+  publish_code "$commit" "$home/code-$commit.tar.gz"
+  echo "$commit" | run gcloud storage cp - "$home/commit"
+}
+
+recorded_commit() {
+  commit=$(ask "$(git rev-parse --short=12 HEAD 2>/dev/null || true)" \
+    gcloud storage cat "$home/commit" 2>/dev/null) ||
+    fail 2 "$home/commit is missing: the hosts of $name aren't set up;" \
+      "give 'setup' first"
+}
+
+setup_hosts() {
+  local code=poison_jax/$commit
+  say "setting up the hosts with commit $commit (minutes, where it is new)"
+  on_hosts '' all "set -eo pipefail; cd; if [ -e $code/ready ]; then \
+echo \"\$HOSTNAME has it already\"; else mkdir -p $code; \
+gcloud storage cp $home/code-$commit.tar.gz - | tar xz -C $code; \
+bash $code/launch/worker.sh setup; touch $code/ready; fi" || return 1
+  say "$(sed '/has it already$/!d' <<<"$answers" | grep -c . || true) hosts had" \
+    "it already; every host is ready"
+}
+
+worker() { # What starts worker.sh of the chosen commit on a host.
+  echo "bash poison_jax/$commit/launch/worker.sh"
+}
+
+host_states() { # JOB WORKER
+  on_hosts 'HOST exit 0' "$2" \
+    "$(worker) state $1 2>/dev/null || echo \"\$HOSTNAME none\""
+  answers=$(sed '/^$/d' <<<"$answers" | sort)
+  [ -z "$failures" ]
+}
+
+# What the hosts' states amount to: running, done, again, or an exit code.
+verdict() {
+  awk '
+    $2 == "running" {running = 1}
+    $2 == "none" || $2 == "lost" {lost = 1}
+    $2 == "exit" && $3 == 75 {stopped = 1}
+    $2 == "exit" && $3 != 0 && $3 != 75 && !bad {bad = $3}
+    END {
+      if (running) print "running"
+      else if (bad) print bad
+      else if (lost) print "lost"
+      else if (stopped) print "again"
+      else print "done"
+    }' <<<"$answers"
+}
+
+start_job() { # JOB WORKER COMMAND...
+  local job=$1 worker=$2
+  shift 2
+  on_hosts '' "$worker" "$(worker) start $job $home/logs/$job $*" ||
+    fail 1 "$failures The other hosts have started and wait: the same command" \
+      "starts the missing ones; 'stop' ends them"
+}
+
+# Reads the arguments of the training from the bucket, where none are given.
+choose_arguments() {
+  local line text=''
+  if [ -n "$has_arguments" ]; then
+    for line in ${arguments[@]+"${arguments[@]}"}; do text+=$line$'\n'; done
+    printf %s "$text" | run gcloud storage cp - "$home/command"
+    return
+  fi
+  text=$(ask '' gcloud storage cat "$home/command" 2>/dev/null) ||
+    fail 2 "nothing to run: give the arguments of the training after --, as" \
+      "-- --config=configs/dos.py:size=13b"
+  while IFS= read -r line; do arguments+=("$line"); done <<<"$text"
+}
+
+train_command() {
+  local all argument
+  all=(python -m poison_jax.train ${arguments[@]+"${arguments[@]}"})
+  case " ${arguments[*]-}" in *" --workdir="*) ;; *)
+    all+=("--workdir=$bucket/runs/$name")
+    ;;
+  esac
+  for argument in "${all[@]}"; do # Only a --config can be overridden.
+    case $argument in --config=*)
+      all+=("--config.runtime.compilation_cache=$bucket/cache")
+      ;;
+    esac
+  done
+  quoted "${all[@]}"
+}
+
+train() {
+  start_job train all "$(train_command)"
+  say "started: follow it with logs, see it with status"
+}
+
+# Makes a preempted slice again.
+remake() {
+  say "$name is preempted: making it again"
+  delete_slice
+  while look MISSING && [ "$state" != MISSING ]; do sleep "$poll"; done
+  create_slice
+}
+
+is_preempted() {
+  local node
+  look ACTIVE || return 1
+  case $state in SUSPENDING | SUSPENDED | MISSING) return 0 ;; esac
+  for node in $(nodes); do
+    case $(gcloud compute tpus tpu-vm describe "$node" "${place[@]}" \
+      '--format=value(state)' 2>/dev/null) in
+      PREEMPTED | TERMINATED | STOPPED) return 0 ;;
+    esac
+  done
+  return 1
+}
+
+# Slice there and hosts ready, however often it is preempted on the way.
+make_ready() {
+  while :; do
+    if wait_active; then
+      setup_hosts && return
+      is_preempted || fail 1 "setting up failed on $failures"
+    fi
+    remake
+  done
+}
+
+restart() { # lost or again
+  say "starting again from the last checkpoint"
+  make_ready
+  [ "$1" = again ] || sleep "$lease"
+  train
+}
+
+# Looks until the job has ended on every host; returns 0 or its exit code.
+watch() { # JOB WORKER
+  local misses=0 now
+  while :; do
+    look ACTIVE || true
+    now=''
+    case $state in
+      ACTIVE)
+        if host_states "$1" "$2"; then
+          misses=0
+          now=$(verdict)
+        elif is_preempted; then
+          now=lost
+        else
+          misses=$((misses + 1))
+          say "can't see every host: $failures"
+        fi
+        ;;
+      SUSPENDING | SUSPENDED) now=lost ;;
+      MISSING | DELETING | FAILED) fail 2 "$name is $state: the run has ended" ;;
+      UNKNOWN) misses=$((misses + 1)) ;;
+    esac
+    [ "$misses" -lt 10 ] ||
+      fail 1 "$name can't be seen any more: ${failures:-$(problem)}; the run" \
+        "may go on, and the slice costs: look with status"
+    case $now in
+      '' | running) ;;
+      done) return 0 ;;
+      lost | again)
+        [ "$1" = train ] || return 75
+        restart "$now"
+        ;;
+      *) return "$now" ;;
+    esac
+    sleep "$poll"
+  done
+}
+
+explain() { # EXIT-CODE
+  case $1 in
+    2) echo "what it was given can't be used" ;;
+    3) echo "a check failed" ;;
+    4) echo "the loss isn't finite" ;;
+    *) echo "it broke off" ;;
+  esac
+}
+
+# Ends with what a job ended with, which only 75 would make worth repeating.
+conclude() { # JOB CODE
+  [ "$2" != 0 ] || return 0
+  say "$answers"
+  [ "$2" != 75 ] || fail 75 "$1 was stopped before its end: the same command" \
+    "goes on"
+  fail "$2" "$1 ended with exit code $2 ($(explain "$2")): not started again." \
+    "The logs: logs --of=$1, and $home/logs/$1"
+}
+
+do_up() {
+  local code=0
+  create_slice
+  choose_commit
+  make_ready
+  host_states train all || fail 1 "$failures"
+  if [ "$(verdict)" = running ]; then
+    say "$name is running already: watching it"
+  else
+    choose_arguments
+    train
+  fi
+  watch train all || code=$?
+  [ -z "$delete_when_done" ] || delete_slice
+  conclude train "$code"
+  say "done: $bucket/runs/$name"
+  [ -n "$delete_when_done" ] || say "the slice still costs: give it back with" \
+    "delete --name=$name --bucket=$bucket"
+}
+
+do_create() {
+  create_slice
+  wait_active || fail 75 "$name was preempted before it was ready: give 'delete'," \
+    "then 'create' again, or 'up', which does both"
+}
+
+do_setup() {
+  choose_commit
+  setup_hosts || fail 1 "setting up failed on $failures"
+}
+
+do_run() {
+  recorded_commit
+  host_states train all || fail 1 "$failures"
+  if [ "$(verdict)" = running ]; then
+    grep -qv ' running$' <<<"$answers" ||
+      fail 2 "$name is running already: follow it with logs, or end it with stop"
+    say "some hosts run it already; starting it on the others"
+  fi
+  choose_arguments
+  train
+}
+
+do_prepare() {
+  local code=0 workers=all number command
+  [ -n "$has_arguments" ] ||
+    fail 2 "give the arguments of poison_jax.prepare after --, as" \
+      "-- --config=configs/dos.py:size=13b --config.corpus.store=$bucket/stores/c4"
+  recorded_commit
+  number="\$($(worker) part @SLICE@ $slices)"
+  [ -z "$part" ] || { workers=0 number=$part; }
+  # On the hosts' processors: the TPU is for the training.
+  command="env JAX_PLATFORMS=cpu $(quoted python -m poison_jax.prepare "${arguments[@]}")"
+  start_job prepare "$workers" "$command --part=$number"
+  watch prepare "$workers" || code=$?
+  conclude prepare "$code"
+  start_job finish 0 "$command --finish"
+  watch finish 0 || code=$?
+  conclude finish "$code"
+  say "the store is finished"
+}
+
+do_logs() {
+  recorded_commit
+  run gcloud compute tpus tpu-vm ssh "$(nodes | head -n 1)" "${place[@]}" \
+    --quiet --worker=0 --command="$(worker) log ${of:-train} --follow"
+}
+
+do_status() {
+  look ACTIVE || fail 2 "gcloud: $(problem)"
+  say "$name: $slices x $type in $zone${tier:+, $tier}: $state"
+  [ "$state" = ACTIVE ] || return 0
+  recorded_commit
+  host_states "${of:-train}" all || say "not seen: $failures"
+  say "$answers"
+}
+
+stop_jobs() {
+  on_hosts '' all \
+    "for job in train prepare finish; do $(worker) stop \$job; done"
+}
+
+do_stop() {
+  recorded_commit
+  stop_jobs || fail 1 "not stopped everywhere: $failures"
+  say "$name is stopped; the slice stays, and costs, until 'delete'"
+}
+
+do_delete() {
+  look ACTIVE || fail 2 "gcloud: $(problem)"
+  if [ "$state" = ACTIVE ] && { [ -n "$dry_run" ] ||
+    gcloud storage ls "$home/commit" >/dev/null 2>&1; }; then
+    recorded_commit
+    stop_jobs || say "not stopped everywhere: $failures"
+  fi
+  delete_slice
+  say "the run and the settings stay in $bucket/runs/$name and $home"
+}
+
+parse "$@"
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+kept=''
+check
+load_settings
+"do_$verb"
