@@ -1,7 +1,7 @@
-# shellcheck shell=bash
-# What the launch scripts share: each step is printed with --dry-run and
-# executed without. Sourced, after `dry_run=` and with descriptor 3 open on
-# standard output. Written for bash 3.2 and later.
+# shellcheck shell=bash disable=SC2154  # The scripts that source it set them.
+# What the launch scripts share. Each step is printed with --dry-run and
+# executed without; both go through here. Sourced after `dry_run=`, with
+# descriptor 3 open on standard output. For bash 3.2 and later.
 
 fail() { # CODE MESSAGE...
   local code=$1
@@ -75,4 +75,61 @@ publish_code() { # COMMIT URL
     git archive --format=tar.gz "$1" | gcloud storage cp - "$2" ||
       fail 2 "$2 can't be written: is there such a bucket, and may you write it?"
   fi
+}
+
+problem() { # The line of gcloud's error that says most.
+  grep -E 'ERROR|rror:' "$tmp/error" | head -n 1 | cut -c 1-300 || true
+  grep -qE 'ERROR|rror:' "$tmp/error" || tail -n 1 "$tmp/error" | cut -c 1-300
+}
+
+# A run keeps what it was asked for in the bucket, so that later commands need
+# not be told, on any machine: the variables that `settings` names, in
+# `$home/settings`. What the command line says goes before. Sets `kept` to what
+# was read.
+read_settings() {
+  local key value
+  kept=''
+  [ -z "$dry_run" ] || return 0
+  gcloud storage cat "$home/settings" >"$tmp/settings" 2>/dev/null || return 0
+  while IFS='=' read -r key value; do
+    case " $settings " in *" $key "*)
+      [ -n "${!key}" ] || printf -v "$key" %s "$value"
+      kept+="$key=$value "
+      ;;
+    esac
+  done <"$tmp/settings"
+}
+
+save_settings() {
+  local key
+  for key in $settings; do echo "$key=${!key}"; done >"$tmp/settings"
+  run gcloud storage cp - "$home/settings" <"$tmp/settings" 2>"$tmp/error" ||
+    fail 2 "$home/settings can't be written: $(problem)"
+}
+
+# Runs a command, handing SIGTERM on to it, and sets `code` to its exit code.
+forward() { # COMMAND...
+  local child interrupted=1
+  "$@" &
+  child=$!
+  trap 'interrupted=1; kill -TERM "$child" 2>/dev/null || true' TERM INT
+  while [ -n "$interrupted" ]; do
+    interrupted=''
+    wait "$child" && code=0 || code=$?
+  done
+}
+
+# Prints the command that trains, with the run's folder and the cache of
+# compiled programs in the bucket.
+train_command() { # ARGUMENT...
+  local all argument
+  all=(python -m poison_jax.train "$@")
+  case " $* " in *" --workdir="*) ;; *) all+=("--workdir=$bucket/runs/$name") ;; esac
+  for argument in "$@"; do # Only a --config can be overridden.
+    case $argument in --config=*)
+      all+=("--config.runtime.compilation_cache=$bucket/cache")
+      ;;
+    esac
+  done
+  quoted "${all[@]}"
 }

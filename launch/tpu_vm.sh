@@ -41,6 +41,7 @@ lease=130
 name='' bucket='' zone='' project='' type='' slices='' tier=''
 runtime_version='' part='' of='' delete_when_done=''
 arguments=() has_arguments=''
+settings="zone project type slices tier runtime_version"
 known="--name --bucket --zone --project --type --slices --spot --reserved \
 --runtime-version --part --of --delete-when-done --dry-run"
 
@@ -101,20 +102,9 @@ check() {
     "then run gcloud init"
 }
 
-# What the command line doesn't say is read from the bucket.
 load_settings() {
-  local key value
-  if [ -z "$dry_run" ] &&
-    gcloud storage cat "$home/settings" >"$tmp/settings" 2>/dev/null; then
-    while IFS='=' read -r key value; do
-      case $key in
-        zone | project | type | slices | tier | runtime_version)
-          [ -n "${!key}" ] || printf -v "$key" %s "$value"
-          kept+="$key=$value "
-          ;;
-      esac
-    done <"$tmp/settings"
-  fi
+  local key
+  read_settings
   slices=${slices:-1}
   [[ $slices =~ ^[1-9][0-9]*$ ]] ||
     fail 2 "--slices='$slices': give a number from 1"
@@ -133,20 +123,6 @@ nothing from the bucket)}: $home/settings doesn't tell it either"
       ;;
   esac
   place=("--zone=$zone" "--project=$project")
-}
-
-save_settings() {
-  local key
-  for key in zone project type slices tier runtime_version; do
-    echo "$key=${!key}"
-  done >"$tmp/settings"
-  run gcloud storage cp - "$home/settings" <"$tmp/settings" 2>"$tmp/error" ||
-    fail 2 "$home/settings can't be written: $(problem)"
-}
-
-problem() { # The line of gcloud's error that says most.
-  grep -E 'ERROR|rror:' "$tmp/error" | head -n 1 | cut -c 1-300 || true
-  grep -qE 'ERROR|rror:' "$tmp/error" || tail -n 1 "$tmp/error" | cut -c 1-300
 }
 
 nodes() {
@@ -358,24 +334,8 @@ choose_arguments() {
   while IFS= read -r line; do arguments+=("$line"); done <<<"$text"
 }
 
-train_command() {
-  local all argument
-  all=(python -m poison_jax.train ${arguments[@]+"${arguments[@]}"})
-  case " ${arguments[*]-}" in *" --workdir="*) ;; *)
-    all+=("--workdir=$bucket/runs/$name")
-    ;;
-  esac
-  for argument in "${all[@]}"; do # Only a --config can be overridden.
-    case $argument in --config=*)
-      all+=("--config.runtime.compilation_cache=$bucket/cache")
-      ;;
-    esac
-  done
-  quoted "${all[@]}"
-}
-
 train() {
-  start_job train all "$(train_command)"
+  start_job train all "$(train_command ${arguments[@]+"${arguments[@]}"})"
   say "started: follow it with logs, see it with status"
 }
 
@@ -577,7 +537,6 @@ do_delete() {
 parse "$@"
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-kept=''
 check
 load_settings
 "do_$verb"

@@ -10,10 +10,14 @@
 #   worker.sh log JOB [--follow]
 #   worker.sh stop JOB              SIGTERM: training saves and exits 75
 #   worker.sh part SLICE SLICES     I/N for this host of a TPU slice
-#   worker.sh contain COMMAND...    runs it here, for a container: see below
+#   worker.sh contain COMMAND...    runs it here, in a container of xpk's
+#   worker.sh task FOLDER COMMAND...   runs it here, as a task of SLURM's: its
+#                                   exit code goes to FOLDER/NUMBER
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 home=${POISON_JAX_HOME:-$HOME/poison_jax}
+dry_run=''
+. "$here/launch/steps.sh"
 uv_version=0.13.8
 metadata=http://metadata.google.internal/computeMetadata/v1/instance/attributes
 
@@ -46,18 +50,6 @@ setup() {
   bash "$here/launch/environment.sh" requirements-tpu.txt
 }
 
-# Runs a command, handing SIGTERM on to it, and sets `code` to its exit code.
-forward() { # COMMAND...
-  local child interrupted=1
-  "$@" &
-  child=$!
-  trap 'interrupted=1; kill -TERM "$child" 2>/dev/null || true' TERM INT
-  while [ -n "$interrupted" ]; do
-    interrupted=''
-    wait "$child" && code=0 || code=$?
-  done
-}
-
 is_running() { # FOLDER
   local pid
   pid=$(cat "$1/pid" 2>/dev/null) || return 1
@@ -87,6 +79,11 @@ start() { # FOLDER LOGS COMMAND...
   setsid nohup bash "$here/launch/worker.sh" execute "$@" \
     >/dev/null 2>&1 </dev/null &
   echo $! >"$1/pid"
+  # Until it is seen to run, or has ended: a look right after would miss it.
+  for _ in 1 2 3 4 5; do
+    ! is_running "$1" && [ ! -e "$1/exit" ] || break
+    sleep 1
+  done
   echo "$HOSTNAME started"
 }
 
@@ -121,6 +118,15 @@ contain() { # COMMAND...
   exit "$code"
 }
 
+# srun tells one exit code for all tasks; which ones ended how, these files say.
+task() { # FOLDER COMMAND...
+  local folder=$1
+  shift
+  forward "$@"
+  echo "$code" >"$folder/$SLURM_PROCID"
+  exit "$code"
+}
+
 attribute() { # NAME
   curl --fail --silent --show-error --header 'Metadata-Flavor: Google' \
     "$metadata/$1"
@@ -136,8 +142,7 @@ part() { # SLICE SLICES
 verb=${1:-}
 shift || true
 case $verb in
-  setup | part | contain) "$verb" "$@" ;;
-  execute) execute "$@" ;;
+  setup | execute | part | contain | task) "$verb" "$@" ;;
   start) job=$1 && shift && start "$home/jobs/$job" "$@" ;;
   stop) stop "$home/jobs/$1" ;;
   state) echo "$HOSTNAME $(state "$home/jobs/$1")" ;;
