@@ -117,6 +117,38 @@ def test_help_is_the_head_of_the_script(cloud, script):
   assert "#" not in result.stdout and "set -euo" not in result.stdout
 
 
+def _documented():
+  """Returns the launch commands of both pages, each as words."""
+  commands = []
+  for page in ("README.md", "launch/README.md"):
+    text = (_ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = re.findall(r"^ {4}((?:bash|sbatch) .*)$", text, re.M)
+    commands += [shlex.split(line) for line in lines]
+  return [c for c in commands if re.search("gke|tpu_vm|slurm", " ".join(c))]
+
+
+@pytest.mark.parametrize("words", _documented(), ids=lambda w: " ".join(w[:3]))
+def test_every_command_of_the_pages_can_be_given(cloud, words):
+  at = next(i for i, word in enumerate(words) if word.startswith("launch/"))
+  script, arguments = words[at].removeprefix("launch/"), words[at + 1 :]
+  given = ["--dry-run"]
+  if script in ("tpu_vm.sh", "gke.sh"):  # Later commands read the bucket.
+    given = [arguments.pop(0), *_SLICE, "--dry-run"]
+  result = cloud.run(script, *given, *arguments)
+  assert result.returncode == 0, result.stderr
+  assert result.stdout and not result.stderr
+
+
+@pytest.mark.parametrize("kind", ["tpu", "cuda"])
+def test_an_accelerator_adds_to_the_packages_and_changes_none(kind):
+  base, more = (
+    set((_ROOT / name).read_text().splitlines()[2:])
+    for name in ("requirements.txt", f"requirements-{kind}.txt")
+  )
+  assert base < more
+  assert any({"tpu": "libtpu", "cuda": "plugin"}[kind] in x for x in more)
+
+
 # launch/tpu_vm.sh, step by step.
 
 _PLACE = "--zone=us-east5-a --project=p"
@@ -408,7 +440,7 @@ def test_a_run_that_was_stopped_and_saved_goes_on(cloud):
 
 def test_a_preempted_slice_is_made_again_and_the_run_goes_on(cloud):
   _codes(cloud, "wait", 0)
-  cloud.rule("state train", times=2, out="HOST none\n")
+  cloud.rule(r"w-\d: .*state train", times=2, out="HOST none\n")
   cloud.rule("a-w-0: .*state train", out="a-w-0 running\n", state="SUSPENDED")
   result = cloud.run("tpu_vm.sh", "up", *_SLICE, "--spot", *_TRAIN)
   assert result.returncode == 0, result.stderr
@@ -421,7 +453,7 @@ def test_a_preempted_slice_is_made_again_and_the_run_goes_on(cloud):
 
 def test_a_host_that_went_down_is_waited_for_and_the_run_goes_on(cloud):
   # The job's processes are gone and left no exit code; the slice was repaired.
-  cloud.rule("state train", times=2, out="HOST none\n")
+  cloud.rule(r"w-\d: .*state train", times=2, out="HOST none\n")
   cloud.rule("a-w-0: .*state train", out="a-w-0 exit 75\n")
   cloud.rule("a-w-1: .*state train", out="a-w-1 lost\n")
   result = cloud.run("tpu_vm.sh", "up", *_SLICE, *_TRAIN)
@@ -740,6 +772,7 @@ def test_the_parts_are_an_array_and_the_join_waits_for_it(cloud):
   assert dry.stdout.splitlines() == [
     _ARRAY,
     "sbatch --parsable --partition=cpu --dependency=afterany:ARRAY"
+    " --job-name=poison-jax-finish --output=slurm-%x-%j.log"
     " launch/slurm_prepare.sbatch job --finish --config=c.py",
   ]
   cloud.rule("^sbatch.*--array", out="11;cluster\n")
