@@ -66,6 +66,11 @@ checked_commit() {
   echo "$commit"
 }
 
+keep() { # TEXT URL
+  run gcloud storage cp - "$2" <<<"$1" 2>"$tmp/error" ||
+    fail 2 "$2 can't be written: $(problem)"
+}
+
 # Puts the code of a commit into the bucket, where it isn't there yet.
 publish_code() { # COMMIT URL
   if [ -n "$dry_run" ]; then
@@ -101,10 +106,9 @@ read_settings() {
 }
 
 save_settings() {
-  local key
-  for key in $settings; do echo "$key=${!key}"; done >"$tmp/settings"
-  run gcloud storage cp - "$home/settings" <"$tmp/settings" 2>"$tmp/error" ||
-    fail 2 "$home/settings can't be written: $(problem)"
+  local key text=''
+  for key in $settings; do text+=$key=${!key}$'\n'; done
+  keep "${text%$'\n'}" "$home/settings"
 }
 
 # Runs a command, handing SIGTERM on to it, and sets `code` to its exit code.

@@ -149,7 +149,11 @@ no_quota() {
 
 create_slice() {
   local options=(--node-id="$name")
-  look MISSING || fail 2 "gcloud: $(problem)"
+  while :; do
+    look MISSING || fail 2 "gcloud: $(problem)"
+    [ "$state" = DELETING ] || break # Its name isn't free yet.
+    sleep "$poll"
+  done
   if [ "$state" != MISSING ]; then
     case "$kept" in *"type=$type slices=$slices "*) ;; *)
       fail 2 "$name exists with other settings (${kept:-not made by this script}):" \
@@ -264,7 +268,7 @@ choose_commit() {
   [ -z "$commit" ] || return 0
   commit=$(checked_commit)
   publish_code "$commit" "$home/code-$commit.tar.gz"
-  echo "$commit" | run gcloud storage cp - "$home/commit"
+  keep "$commit" "$home/commit"
 }
 
 recorded_commit() {
@@ -325,7 +329,7 @@ choose_arguments() {
   local line text=''
   if [ -n "$has_arguments" ]; then
     for line in ${arguments[@]+"${arguments[@]}"}; do text+=$line$'\n'; done
-    printf %s "$text" | run gcloud storage cp - "$home/command"
+    keep "${text%$'\n'}" "$home/command"
     return
   fi
   text=$(ask '' gcloud storage cat "$home/command" 2>/dev/null) ||
@@ -343,7 +347,6 @@ train() {
 remake() {
   say "$name is preempted: making it again"
   delete_slice
-  while look MISSING && [ "$state" != MISSING ]; do sleep "$poll"; done
   create_slice
 }
 

@@ -163,6 +163,10 @@ class FakeCloud:
     file = self.folder / "starts" / host
     return file.read_text().splitlines() if file.exists() else []
 
+  def close(self) -> None:
+    """Ends what still runs on the hosts."""
+    _kill_jobs(self.folder)
+
   def home(self, host: str) -> pathlib.Path:
     """Returns the home folder of a worker, like a-w-0."""
     return self.folder / "hosts" / host
@@ -224,19 +228,26 @@ def _queued_resource(
         (root / "hosts" / f"{node}-w-{worker}").mkdir(parents=True)
     file.write_text("ACTIVE")
     return
-  if not file.exists():
+  state = file.read_text() if file.exists() else "MISSING"
+  if state == "DELETING":  # For one look.
+    file.unlink()
+  if state == "MISSING" or (state == "DELETING" and verb == "delete"):
     _fail(
       f"ERROR: (gcloud.compute.tpus.queued-resources.{verb}) NOT_FOUND: "
       f"Resource '{name}' was not found."
     )
   if verb == "describe":
-    print(file.read_text())
+    print(state)
   else:
-    file.unlink()
-    for pid in (root / "hosts").glob("*/poison_jax/jobs/*/pid"):
-      with contextlib.suppress(ProcessLookupError):
-        os.killpg(int(pid.read_text()), signal.SIGKILL)
+    file.write_text("DELETING")
+    _kill_jobs(root)
     shutil.rmtree(root / "hosts")
+
+
+def _kill_jobs(root: pathlib.Path) -> None:
+  for pid in root.glob("hosts/*/poison_jax/jobs/*/pid"):
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(int(pid.read_text()), signal.SIGKILL)
 
 
 def _ssh(root: pathlib.Path, node: str, workers: str, command: str) -> None:

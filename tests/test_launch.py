@@ -28,7 +28,9 @@ _TRAIN = ("--", "--config=configs/dos.py:size=2b")
 
 @pytest.fixture(name="cloud")
 def _cloud(tmp_path):
-  return fake_cloud.FakeCloud(tmp_path / "cloud")
+  cloud = fake_cloud.FakeCloud(tmp_path / "cloud")
+  yield cloud
+  cloud.close()
 
 
 def _codes(cloud, *codes, host=""):
@@ -559,7 +561,7 @@ def test_up_deletes_the_slice_where_it_is_told_to(cloud):
   result = cloud.run("tpu_vm.sh", "up", *_SLICE, "--delete-when-done", *_TRAIN)
   assert result.returncode == 4
   assert "a is deleted" in result.stdout
-  assert not any((cloud.folder / "slices").iterdir())
+  assert cloud.calls[-1] == _DELETE
 
 
 def _metadata(cloud):
