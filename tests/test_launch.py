@@ -70,8 +70,8 @@ def test_shellcheck_finds_nothing(path):
   if not checker.exists():
     pytest.skip("shellcheck isn't installed (requirements-test.txt)")
   result = subprocess.run(
-    [checker, "-x", path.name],
-    cwd=path.parent,
+    [checker, "-x", path.relative_to(_ROOT)],
+    cwd=_ROOT,
     capture_output=True,
     text=True,
     check=False,
