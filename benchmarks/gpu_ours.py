@@ -9,12 +9,10 @@ import dataclasses
 import shutil
 import tempfile
 import time
+from importlib import metadata
 
-import flax
 import jax
 import numpy as np
-import optax
-import orbax.checkpoint as ocp
 
 from benchmarks import gpu_settings, gpu_turn
 from poison_jax.config import Config
@@ -35,6 +33,7 @@ from poison_jax.training.saving import CheckpointWriter
 from poison_jax.version import code_version
 from poison_jax.vocabulary import ByteVocabulary
 
+_VERSIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 _BYTES = ByteVocabulary().size
 
 
@@ -76,13 +75,7 @@ def devices() -> dict:
     "kind": device.device_kind,
     "memory_bytes": memory.get("bytes_limit"),
     "runtime": " ".join(device.client.platform_version.split()),
-    "versions": {
-      "jax": jax.__version__,
-      "jaxlib": jax.lib.__version__,
-      "flax": flax.__version__,
-      "optax": optax.__version__,
-      "orbax": ocp.__version__,
-    },
+    "versions": {name: metadata.version(name) for name in _VERSIONS},
     "code": code_version(),
   }
 
