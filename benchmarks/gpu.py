@@ -67,7 +67,7 @@ def main(sizes: list[str]) -> None:
     peak = counts.peak_flops(device["kind"])
     report = {
       "date": datetime.date.today().isoformat(),
-      "command": f"bash benchmarks/gpu.sh {' '.join(sys.argv[1:])}",
+      "command": command_line(sys.argv[1:]),
       "trial": trial,
       "device": device,
       "peak_flops": peak,
@@ -103,6 +103,12 @@ def check(sizes: list[str], *, trial: bool, length: int) -> None:
     raise UserError(
       f"--length={length}: a GPU is measured at 2048; --device=cpu takes others"
     )
+
+
+def command_line(arguments: list[str]) -> str:
+  """Returns what was typed: the script adds --torch_python itself."""
+  typed = [a for a in arguments if not a.startswith("--torch_python")]
+  return " ".join(["bash benchmarks/gpu.sh", *typed])
 
 
 def text(report: dict) -> str:

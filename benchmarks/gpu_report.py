@@ -163,7 +163,11 @@ def around_table(records: list[Record], peak: float | None) -> str:
 def tried_lines(record: Record) -> list[str]:
   """Returns a line for every setting tried, and why one fell out."""
   lines = []
-  named = ("ours", record["ours"]), ("PyTorch", record["theirs"])
+  accumulated = [record["accumulated"]] if record["accumulated"] else []
+  named = (
+    ("ours", [*record["ours"], *accumulated]),
+    ("PyTorch", record["theirs"]),
+  )
   for side, entries in named:
     for entry in entries:
       tokens = rate(entry, record["length"])

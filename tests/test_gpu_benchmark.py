@@ -116,6 +116,9 @@ def test_what_was_not_measured_says_so():
   lines = gpu_report.tried_lines(record)
   assert "600m, ours, large: out of memory" in lines
   assert "600m, 64 rows: not tried (no time left)" in lines
+  failed = _entry("8 pieces", 80, {"failure": "out of memory"})
+  lines = gpu_report.tried_lines(_record(accumulated=failed))
+  assert "600m, ours, 8 pieces: out of memory" in lines
   bars = gpu_report.bars(record, found, _H200)
   assert all("not measured" in line and "not judged" in line for line in bars)
 
@@ -168,9 +171,10 @@ def test_several_micro_batches_make_a_longer_step():
 def test_a_turn_waits_for_the_steps_of_each_block(monkeypatch):
   now, done = [0.0], []
   monkeypatch.setattr(gpu_turn.time, "perf_counter", lambda: now[0])
-  pending = []
+  pending, waits = [], []
 
   def wait():
+    waits.append(len(pending))
     now[0] += 0.5 * len(pending)
     done.extend(pending)
     pending.clear()
@@ -178,7 +182,9 @@ def test_a_turn_waits_for_the_steps_of_each_block(monkeypatch):
   timed = gpu_turn.time_steps(lambda: pending.append(1), wait, seconds=2)
   assert timed["seconds"] == [0.5] * 3
   assert timed["steps"] == 4
-  assert len(done) == 3 + 1 + 3 * 4 and not pending
+  # The first step compiles; two more warm up; one is a measure.
+  assert waits == [1, 2, 1, 4, 4, 4]
+  assert len(done) == sum(waits)
 
 
 @pytest.mark.parametrize(
