@@ -139,8 +139,12 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket, whole):
   flags = _flags(whole, corpus__store="gs://bucket/store")
   _run(bucket, "prepare", *flags)
   arguments = ["train", *flags, "--workdir=gs://bucket/runs/a"]
-  _lease(bucket, "runs/a", age=lock_lib.STALE - 60)
-  err = _run(bucket, *arguments, code=2)
+  _lease(bucket, "runs/a", age=60)
+  process = _start(bucket, *arguments)
+  assert "waiting whether it lives" in process.stdout.readline()
+  _lease(bucket, "runs/a", age=1)
+  _, err = process.communicate(timeout=120)
+  assert process.returncode == 2
   assert "in use by process 7 on elsewhere" in err
   assert bucket.names("runs/a/") == [".lock"]
 

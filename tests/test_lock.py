@@ -54,27 +54,57 @@ def test_it_names_its_owner_while_it_is_held_and_goes_with_it(folder):
   assert folder.names() == []
 
 
+def test_a_living_owner_on_this_machine_is_named_at_once(folder):
+  _lease(folder, pid=os.getpid(), pids=lock_lib._pids())
+  before = folder.read(lock_lib.FILE)
+  with (
+    pytest.raises(
+      UserError, match=rf"process {os.getpid()} on elsewhere: wait"
+    ),
+    lock_lib.locked(folder),
+  ):
+    pass
+  assert folder.read(lock_lib.FILE) == before
+
+
 @pytest.mark.parametrize(
   "changes",
   [
     {},
     # A process of the same number is alive here, but that is another one.
     {"pid": os.getpid()},
-    # This one is alive: the test itself.
-    {"pid": os.getpid(), "pids": lock_lib._pids()},
+    {"pid": _dead_pid()},
     # Another machine's clock may go before ours.
     {"age": -100},
   ],
 )
-def test_a_living_owner_is_named_and_left_alone(folder, changes):
+def test_an_owner_elsewhere_lives_if_it_renews(
+  folder, changes, monkeypatch, capsys
+):
   _lease(folder, **changes)
-  before = folder.read(lock_lib.FILE)
+  # It renews while the other one sleeps.
+  monkeypatch.setattr(
+    lock_lib.time,
+    "sleep",
+    lambda _: _lease(folder, **changes | {"age": changes.get("age", 60) - 9}),
+  )
   with (
-    pytest.raises(UserError, match=r"process \d+ on elsewhere, which renewed"),
+    pytest.raises(UserError, match=r"in use by process \d+ on elsewhere"),
     lock_lib.locked(folder),
   ):
     pass
-  assert folder.read(lock_lib.FILE) == before
+  assert "waiting whether it lives" in capsys.readouterr().out
+  assert json.loads(folder.read(lock_lib.FILE))["host"] == "elsewhere"
+
+
+def test_an_owner_elsewhere_that_stays_silent_is_succeeded(
+  folder, monkeypatch, capsys
+):
+  _lease(folder, age=lock_lib.STALE - 0.3)
+  monkeypatch.setattr(lock_lib, "_LOOKED_EVERY", 0.05)
+  with lock_lib.locked(folder) as lock:
+    lock.check()
+  assert capsys.readouterr().out.count("\n") == 1
 
 
 def test_what_is_old_or_dead_or_no_lease_is_taken_over(folder):
@@ -88,12 +118,6 @@ def test_what_is_old_or_dead_or_no_lease_is_taken_over(folder):
   with lock_lib.locked(folder) as lock:
     lock.check()
   assert folder.names() == []
-
-
-def test_a_dead_number_of_another_machine_says_nothing(folder):
-  _lease(folder, pid=_dead_pid())
-  with pytest.raises(UserError, match="in use"), lock_lib.locked(folder):
-    pass
 
 
 def test_it_is_renewed_in_time(folder, monkeypatch):

@@ -4,8 +4,8 @@ On a local disk the kernel locks a file for as long as the process lives. A
 bucket has no such thing. There the file `.lock` is a lease: made on condition
 that it is missing, renewed every few seconds on condition that nobody else has
 touched it, and deleted at the end. A process that was killed leaves it behind;
-another takes it over once it is old, or at once where it can tell that the
-owner is dead.
+another takes it over at once where it can tell that the owner is dead, and
+elsewhere waits whether it is renewed, until it is old.
 """
 
 import contextlib
@@ -31,6 +31,8 @@ _TOKEN = uuid.uuid4().hex
 # differ by less, and no pause of a working process is as long.
 RENEWED_EVERY = 15.0
 STALE = 120.0
+# Between two looks at whether a silent owner renews.
+_LOOKED_EVERY = 2.0
 
 
 class Lock(Protocol):
@@ -148,9 +150,7 @@ def _leased(folder: Folder) -> Iterator[_Lease]:
 
 def _take(folder: Folder) -> bytes:
   """Writes the lease and returns its version."""
-  content, version = folder.read_versioned(FILE)
-  if content is not None:
-    _refuse_living(folder, _read(content))
+  version = _await_owner(folder)
   taken = folder.write_versioned(FILE, _claim(), version=version)
   if taken is not None:
     return taken
@@ -160,20 +160,42 @@ def _take(folder: Folder) -> bytes:
     raise UserError(f"{folder.path} can't be written: is there such a bucket?")
   owner = _read(content)
   if owner["token"] != _TOKEN:
-    _refuse_living(folder, owner)
+    raise _in_use(folder, owner)
   return version
 
 
-def _refuse_living(folder: Folder, owner: dict[str, Any]) -> None:
-  """Raises UserError unless the owner of a lease is dead or it is old."""
-  age = time.time() - owner["time"]
-  if age > STALE or _is_dead(owner):
-    return
-  raise UserError(
+def _await_owner(folder: Folder) -> bytes | None:
+  """Returns the file's version once nobody who lives holds the folder.
+
+  Raises:
+    UserError: somebody does: it is a process of this machine, or it renews.
+  """
+  found = None
+  while True:
+    content, version = folder.read_versioned(FILE)
+    if content is None:
+      return version
+    owner = _read(content)
+    age = time.time() - owner["time"]
+    if age > STALE or _is_dead(owner):
+      return version
+    if _is_here(owner) or (found is not None and owner != found):
+      raise _in_use(folder, owner)
+    if found is None:
+      print(
+        f"process {owner['pid']} on {owner['host']} renewed its claim on "
+        f"{folder.path} {max(age, 0):.0f} s ago: waiting whether it lives, for "
+        f"{STALE - age:.0f} s at most",
+        flush=True,
+      )
+    found = owner
+    time.sleep(_LOOKED_EVERY)
+
+
+def _in_use(folder: Folder, owner: dict[str, Any]) -> UserError:
+  return UserError(
     f"--workdir={folder.path} is in use by process {owner['pid']} on "
-    f"{owner['host']}, which renewed its claim {max(age, 0):.0f} s ago: wait "
-    "for it or stop it (kill -TERM saves); if it was killed, its claim ends "
-    f"{STALE:.0f} s after the last renewal"
+    f"{owner['host']}: wait for it or stop it (kill -TERM saves)"
   )
 
 
@@ -203,9 +225,14 @@ def _read(content: bytes) -> dict[str, Any]:
     return {"host": "", "pid": 0, "pids": None, "token": "", "time": 0.0}
 
 
+def _is_here(owner: dict[str, Any]) -> bool:
+  """Says whether the owner's number means a process, if any, of ours."""
+  return owner["pids"] is not None and owner["pids"] == _pids()
+
+
 def _is_dead(owner: dict[str, Any]) -> bool:
   """Says whether the owner ran here and does no more."""
-  if owner["pids"] is None or owner["pids"] != _pids():
+  if not _is_here(owner):
     return False
   try:
     os.kill(owner["pid"], 0)
