@@ -1,11 +1,12 @@
-"""Says whether a run fits a TPU slice, how long it takes and what it costs.
+"""Says whether a run fits, how long it takes and what it costs.
 
   python -m poison_jax.estimate --config=configs/dos.py:size=13b \\
     --topology=v5p:4x4x4
 
-Compiles the run's own train step for the slice, on any machine and without a
-TPU: the compiler (libtpu, about 700 MB) is installed once into the folder
---compiler. A minute or more for each program; three of them.
+For a TPU slice (v5e, v5p, v6e) it compiles the run's own train step, on any
+machine and without a TPU: the compiler (libtpu, about 700 MB) is installed once
+into the folder --compiler. Three programs, minutes each. For GPUs and CPUs
+(h100:8, h200:1, cpu:1) it compiles where they are, and computes where not.
 
 Exit codes: 0 it fits; 2 it doesn't, and the smallest change that fits; or what
 you gave can't be used.
@@ -18,14 +19,18 @@ from absl import flags
 from poison_jax import command
 from poison_jax.config import Config
 from poison_jax.errors import UserError
-from poison_jax.studies import costs, estimating
-from poison_jax.training import tpu_compiler
+from poison_jax.studies import arithmetic, costs, estimating
+from poison_jax.studies.estimate_text import describe
+from poison_jax.training import compiler
 from poison_jax.training.ahead import Program
 from poison_jax.training.topology import Topology, parse_topology
 
 _CONFIG = command.define_config()
 _TOPOLOGY = flags.DEFINE_string(
-  "topology", None, "A TPU slice, chip and shape: v5p:4x4x4, v5e:16x16."
+  "topology",
+  None,
+  "Chip and shape or number: v5p:4x4x4, v5e:16x16, v5e:16x16*2 (two slices), "
+  "h100:8, cpu:1.",
 )
 _COMPILER = flags.DEFINE_string(
   "compiler", "build/estimate", "Folder that libtpu is installed into."
@@ -33,6 +38,11 @@ _COMPILER = flags.DEFINE_string(
 _PRICES = flags.DEFINE_string(
   "prices", "configs/prices.json", "Prices of a chip and hour; edit them."
 )
+
+_MFU = flags.DEFINE_float(
+  "mfu", None, "Measured model FLOPs utilisation, 0 to 1: priced as well."
+)
+_RUNS = flags.DEFINE_integer("runs", 1, "Runs of a study, all like this one.")
 
 
 def main(arguments: list[str]) -> None:
@@ -49,16 +59,31 @@ def main(arguments: list[str]) -> None:
       + (f"; no other argument, got {arguments[0]!r}" if arguments else "")
     )
   topology = parse_topology(_TOPOLOGY.value)
+  if _MFU.value is not None and not 0 < _MFU.value <= 1:
+    raise UserError(f"--mfu={_MFU.value}: must be more than 0 and at most 1")
+  if _RUNS.value < 1:
+    raise UserError(f"--runs={_RUNS.value}: must be 1 or more")
   price = costs.read_price(_PRICES.value, topology.chip.name)
   estimating.check_vocabulary(config)
-  tpu_compiler.install(_COMPILER.value, say=_say)
-  estimating.estimate(config, topology, price, compile_=_compile, say=_say)
-
-
-def _compile(config: Config, topology: Topology) -> Program:
-  return tpu_compiler.compile_for(
-    config, topology.name, folder=_COMPILER.value, say=_say
+  if topology.chip.kind == "tpu":
+    compiler.install(_COMPILER.value, say=_say)
+  found = estimating.estimate(
+    config,
+    topology,
+    price,
+    mfu=_MFU.value,
+    runs=_RUNS.value,
+    compile_=_program,
+    say=_say,
   )
+  print(describe(found), flush=True)
+  estimating.check_fit(found, compile_=_program, say=_say)
+
+
+def _program(config: Config, topology: Topology) -> Program:
+  return compiler.compile_for(
+    config, topology, folder=_COMPILER.value, say=_say
+  ) or arithmetic.program(config, topology)
 
 
 def _say(line: str) -> None:

@@ -1,7 +1,6 @@
 """The estimate: closed forms, refusals, the search for a change that fits."""
 
 import dataclasses
-import json
 import subprocess
 import sys
 
@@ -11,8 +10,9 @@ from small_model import change, make_config
 
 from poison_jax.errors import UserError
 from poison_jax.model import counts
-from poison_jax.studies import costs, estimating, fitting
-from poison_jax.training import ahead, tpu_compiler
+from poison_jax.studies import arithmetic, costs, estimating, fitting
+from poison_jax.studies.estimate_text import describe
+from poison_jax.training import ahead, compiler
 from poison_jax.training.ahead import Program
 from poison_jax.training.topology import CHIPS, parse_topology
 
@@ -30,7 +30,8 @@ def _say(line: str) -> None:
 
 
 def _program(needed: float, *, fits=True, seconds=None) -> Program:
-  return Program(fits, 1, 2, 3, 0, 4, 5, int(needed), seconds)
+  numbers = (1, 2, 3, 0, 4, 5, int(needed))
+  return Program(fits, *numbers, seconds, "xla", (), compiled=True)
 
 
 def test_a_topology_has_its_chips_and_the_larger_slices():
@@ -41,8 +42,11 @@ def test_a_topology_has_its_chips_and_the_larger_slices():
 
 def test_peaks_agree_with_the_table_that_training_uses():
   for chip in CHIPS.values():
-    assert chip.peak_flops == counts.peak_flops(f"TPU {chip.name}")
-    assert chip.source and chip.memory > 1e10
+    maker = {"tpu": "TPU ", "gpu": "NVIDIA ", "cpu": ""}[chip.kind]
+    name = chip.name.upper() if chip.kind == "gpu" else chip.name
+    known = counts.peak_flops(maker + name)
+    assert known == (None if chip.kind == "cpu" else chip.peak_flops)
+    assert chip.source and chip.memory >= 8e9
     chips = [parse_topology(f"{chip.name}:{s}").chips for s in chip.shapes]
     assert chips == sorted(chips)
 
@@ -54,6 +58,10 @@ def test_peaks_agree_with_the_table_that_training_uses():
     ("v5q:2x2", "did you mean 'v5"),
     ("v5p:3x3x3", "shapes of v5p are 2x2x1"),
     ("v5e:4x4x4", "shapes of v5e are 1x1"),
+    ("v5e:4x4*0", "one slice or more"),
+    ("h100:4x4", "must be a number, like h100:8"),
+    ("h100:8*2", "must be a number, like h100:8"),
+    ("cpu:0", "must be a number, like cpu:8"),
   ],
 )
 def test_a_topology_that_does_not_exist_is_refused(text, says):
@@ -61,17 +69,48 @@ def test_a_topology_that_does_not_exist_is_refused(text, says):
     parse_topology(text)
 
 
+@pytest.mark.parametrize(
+  ("text", "rings", "chips"),
+  [
+    ("v5p:4x4x4", [True, True, True], 64),
+    ("v5p:2x4x4", [False, False, False], 32),
+    ("v5e:16x16", [True, True, False], 256),
+    ("v6e:8x16", [False, True, False], 128),
+    ("v5e:8x8*4", [False, False, False], 256),
+  ],
+)
+def test_the_compiler_is_told_which_axes_are_rings(text, rings, chips):
+  topology = parse_topology(text)
+  assert topology.description()["wrap"] == rings
+  assert topology.name == text and topology.chips == chips
+
+
 def test_the_costs_are_the_closed_forms():
   config = _config(steps=1800, batch=8, length=16)
-  found = costs.run_costs(config, _V5P, seconds=2.0, price=_PRICE)
+  found = costs.run_costs(config)
   size = config.vocabulary.size
   flops = counts.flops_per_token(config.model, size, 16).total * 8 * 16
   parameters = counts.count_parameters(config.model, size).total
-  assert found.hours == pytest.approx(1.0)
-  assert found.dollars == pytest.approx(64 * 2.0)
-  assert found.mfu == pytest.approx(flops / (2.0 * 64 * 459e12))
   assert found.checkpoints == 2
   assert found.storage == 2 * 12 * parameters
+  pace = costs.pace(found, _V5P, _PRICE, seconds=2.0)
+  assert pace.hours == pytest.approx(1.0)
+  assert pace.dollars == pytest.approx(64 * 2.0)
+  assert pace.mfu == pytest.approx(flops / (2.0 * 64 * 459e12))
+  measured = costs.pace_at(found, _V5P, _PRICE, mfu=pace.mfu / 2)
+  assert measured.seconds == pytest.approx(4.0)
+  assert measured.dollars == pytest.approx(2 * 64 * 2.0)
+
+
+def test_splash_by_arithmetic_is_eleven_products_of_causal_scores():
+  config = change(_config(batch=64, length=2048), "model", remat="full")
+  m = config.model
+  pairs = 64 * 2048 * 2049 / 2  # Of a query and a key not after it.
+  product = 2 * pairs * m.heads * m.head_size * m.depth
+  seconds = 11 * product / (64 * 459e12 * costs.SPLASH_SHARE)
+  assert costs.splash_seconds(config, _V5P) == pytest.approx(seconds, rel=1e-6)
+  without = change(config, "model", remat="none")
+  assert costs.splash_seconds(without, _V5P) == pytest.approx(seconds * 9 / 11)
 
 
 @pytest.mark.parametrize(
@@ -109,10 +148,12 @@ def test_the_time_is_the_line_through_two_unrolled_depths():
 def test_unknown_calls_do_not_pass_for_negative_time():
   free = 'custom_call_target="ConcatBitcast"\n'
   kernel = 'custom_call_target="tpu_custom_call"\n'
+  other = 'custom_call_target="novelty"\n'
   seconds = ahead.estimated_seconds
   assert seconds({"optimal_seconds": 0.5}, "") == 0.5
   assert seconds({"optimal_seconds": -1.5}, 2 * free) == pytest.approx(0.5)
-  assert seconds({"optimal_seconds": 0.5}, kernel) is None
+  assert seconds({"optimal_seconds": 0.5}, kernel) == 0.5
+  assert seconds({"optimal_seconds": 0.5}, other) is None
   assert seconds({"optimal_seconds": -1.0}, "") is None
   assert seconds(None, "") is None
 
@@ -170,12 +211,16 @@ def test_a_run_that_fits_is_printed_with_its_price(capsys):
   def compile_(config, topology):
     return _program(1e9, seconds=0.5 + 0.25 * config.model.depth)
 
-  estimating.estimate(_config(), _V5P, _PRICE, compile_=compile_, say=_say)
-  said = capsys.readouterr()
-  assert "1.00 GB of 95.00 GB; head room 94.00 GB" in said.out
-  assert "1 s by XLA's estimate" in said.out
-  assert "at $2.00 a chip and hour (2026-01-01, made up)" in said.out
-  assert "unrolled" in said.err
+  found = _estimate(compile_, mfu=0.5, runs=3)
+  text = describe(found)
+  assert "1.00 GB of 95.00 GB; head room 94.00 GB" in text
+  assert "1 s by XLA's estimate" in text
+  assert "at $2.00 (2026-01-01, made up)" in text
+  assert "MFU 50.0%" in text
+  assert "3 runs" in text and f"${3 * found.pace.dollars:,.2f}" in text
+  assert text.count("h of training") == text.count("3 runs: ") == 2
+  assert "unrolled" in capsys.readouterr().err
+  estimating.check_fit(found, compile_=compile_, say=_say)
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -185,18 +230,71 @@ def test_one_that_does_not_fit_names_the_smallest_change(capsys, compiled):
       return _program(1e9)
     return _program(96e9, fits=compiled)
 
+  found = _estimate(compile_)
+  assert "does not fit" in describe(found)
   with pytest.raises(UserError, match="--config.model.remat=full$"):
-    estimating.estimate(_config(), _V5P, _PRICE, compile_=compile_, say=_say)
-  said = capsys.readouterr()
-  assert "does not fit" in said.out
-  assert "trying --config.model.remat=dots" in said.err
+    estimating.check_fit(found, compile_=compile_, say=_say)
+  assert "trying --config.model.remat=dots" in capsys.readouterr().err
 
 
 def test_one_that_fits_nowhere_is_refused():
+  def compile_(config, topology):
+    return _program(96e9)
+
   with pytest.raises(UserError, match="nor any larger slice of v5p"):
+    estimating.check_fit(_estimate(compile_), compile_=compile_, say=_say)
+
+
+def _estimate(compile_, *, mfu=None, runs=1):
+  return estimating.estimate(
+    _config(), _V5P, _PRICE, mfu=mfu, runs=runs, compile_=compile_, say=_say
+  )
+
+
+def test_splash_is_told_apart_from_the_estimate_of_the_compiler():
+  def compile_(config, topology):
+    program = _program(1e9, seconds=0.5 + 0.25 * config.model.depth)
+    return dataclasses.replace(program, attention="splash")
+
+  found = _estimate(compile_)
+  assert found.pace.kernel == costs.splash_seconds(_config(), _V5P)
+  assert found.pace.seconds == pytest.approx(1.0 + found.pace.kernel)
+  assert "splash by arithmetic at 50% of peak" in describe(found)
+
+
+def test_arithmetic_counts_what_lies_on_a_chip():
+  config = change(
+    _config(batch=16, length=128), "runtime", mesh=_fsdp(_config())
+  )
+  topology = parse_topology("h100:8")
+  p = arithmetic.program(config, topology)
+  count = counts.count_parameters(config.model, config.vocabulary.size).total
+  assert p.parameters == pytest.approx(4 * count / 8, abs=1)
+  assert p.optimizer == pytest.approx(8 * count / 8, abs=1)
+  assert not p.compiled and p.seconds is None
+  assert "by arithmetic, not compiled" in describe(
     estimating.estimate(
-      _config(), _V5P, _PRICE, compile_=lambda *_: _program(96e9), say=_say
+      config,
+      topology,
+      _PRICE,
+      mfu=None,
+      runs=1,
+      compile_=lambda c, t: arithmetic.program(c, t),
+      say=_say,
     )
+  )
+
+
+def test_a_stronger_remat_policy_keeps_less_by_arithmetic():
+  kept = [
+    arithmetic.activations(change(_config(), "model", remat=policy), 1024)
+    for policy in ("full", "dots", "none")
+  ]
+  assert kept == sorted(kept) and len(set(kept)) == 3
+  m = _config().model
+  # Another layer costs its input, float32 here, and no more.
+  deeper = change(_config(), "model", remat="full", depth=m.depth + 1)
+  assert arithmetic.activations(deeper, 1024) - kept[0] == 4 * 1024 * m.width
 
 
 def test_prices_are_read_and_their_faults_named(tmp_path):
@@ -221,7 +319,7 @@ def test_prices_are_read_and_their_faults_named(tmp_path):
 
 def test_a_step_is_compiled_for_devices_that_are_given():
   config = make_config()
-  p = ahead.compile_step(config, jax.devices())
+  p = ahead.compile_step(config, jax.devices(), slices=1)
   parameters = counts.count_parameters(
     config.model, config.vocabulary.size
   ).total
@@ -231,6 +329,8 @@ def test_a_step_is_compiled_for_devices_that_are_given():
   assert p.optimizer == 8 * parameters + 2 * 4
   assert p.arguments >= p.parameters + p.optimizer
   assert p.needed == p.arguments + p.output + p.temporaries + p.code
+  assert (p.attention, p.collectives) == ("xla", ())
+  assert ahead.program_from_dict(dataclasses.asdict(p)) == p
 
 
 def test_a_vocabulary_whose_size_is_not_told_is_refused():
@@ -247,6 +347,8 @@ def test_a_vocabulary_whose_size_is_not_told_is_refused():
     (["--topology=v5p:3x3"], "shapes of v5p"),
     ([], "takes --config=FILE.py and --topology"),
     (["--topology=v5e:2x2", "--prices=/none"], "--prices=/none"),
+    (["--topology=h100:8", "--mfu=40"], "--mfu=40.0: must be"),
+    (["--topology=h100:8", "--runs=0"], "--runs=0: must be"),
   ],
 )
 def test_wrong_flags_end_in_one_line_and_exit_2(flags, says):
@@ -259,7 +361,7 @@ def test_wrong_flags_end_in_one_line_and_exit_2(flags, says):
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-  not tpu_compiler.is_installed(_COMPILER),
+  not compiler.is_installed(_COMPILER),
   reason="no TPU compiler in build/estimate: python -m poison_jax.estimate "
   "installs it",
 )
@@ -267,16 +369,28 @@ def test_two_layers_compile_for_a_slice_of_tpus():
   config = change(make_config(), "model", width=256, heads=2, head_size=128)
   config = change(config, "model", kv_heads=2, feed_forward=512)
   config = change(config, "runtime", mesh=_fsdp(config))
-  p = tpu_compiler.compile_for(
-    config, "v5e:2x4", folder=_COMPILER, say=lambda _: None
+  config = change(config, "train", length=128)
+  p = compiler.compile_for(
+    config, parse_topology("v5e:2x4"), folder=_COMPILER, say=lambda _: None
   )
   parameters = counts.count_parameters(
     config.model, config.vocabulary.size
   ).total
-  assert p.fits
+  assert p.fits and p.attention == "splash"
   # All but the norms' scales lie in eight parts.
   assert p.parameters / (4 * parameters) == pytest.approx(1 / 8, rel=0.01)
-  assert json.dumps(dataclasses.asdict(p))
+  assert p.collectives and p.seconds > 0
+
+
+@pytest.mark.slow
+def test_a_run_that_does_not_fit_gpus_exits_2_with_what_would():
+  """By arithmetic where there are none, which is where tests run."""
+  command = [sys.executable, "-m", "poison_jax.estimate", "--topology=h100:4"]
+  command += ["--config=configs/dos.py:size=13b", "--mfu=0.4", "--runs=9"]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  assert done.returncode == 2
+  assert "--topology=h100:" in done.stderr.splitlines()[-1]
+  assert "MFU 40.0%" in done.stdout and "9 runs" in done.stdout
 
 
 def _fsdp(config):

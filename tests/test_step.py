@@ -171,10 +171,10 @@ def test_micro_batches_that_devices_cannot_share_are_refused():
 _MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2)]
 
 
-def _on_a_mesh(sizes, dtype: str, pieces: int):
+def _on_a_mesh(sizes, dtype: str, pieces: int, chunk: int = 0):
   config = change(_CONFIG, "runtime", mesh=MeshConfig(*sizes))
   config = change(config, "model", compute_dtype=dtype)
-  config = change(config, "train", micro_batches=pieces)
+  config = change(config, "train", micro_batches=pieces, loss_chunk=chunk)
   config = change(config, "optimizer", learning_rate=0.01)
   state, metrics = _run(config, 3)
   leaves = [leaf.ravel().tolist() for leaf in jax.tree.leaves(state.params)]
@@ -209,6 +209,14 @@ def test_eight_devices_train_as_one(on_eight_devices, sizes):
   _close(many["params"], one["params"], 1e-4)
 
 
+def test_eight_devices_train_as_one_with_the_loss_in_pieces(on_eight_devices):
+  one = _on_a_mesh((1, 1, 1), "float32", 1)
+  many = on_eight_devices["in pieces"]
+  for a, b in zip(many["metrics"], one["metrics"], strict=True):
+    assert a == pytest.approx(b, rel=1e-4)
+  _close(many["params"], one["params"], 1e-4)
+
+
 def test_eight_devices_train_as_one_in_bfloat16(on_eight_devices):
   one = _on_a_mesh((1, 1, 1), "bfloat16", 1)
   many = on_eight_devices["bfloat16"]
@@ -219,4 +227,6 @@ def test_eight_devices_train_as_one_in_bfloat16(on_eight_devices):
 if __name__ == "__main__":
   results = {str(sizes): _on_a_mesh(sizes, "float32", 1) for sizes in _MESHES}
   results["bfloat16"] = _on_a_mesh((2, 2, 2), "bfloat16", 2)
+  # Of 16 columns, 5 at a time, on devices that have a row each.
+  results["in pieces"] = _on_a_mesh((2, 4, 1), "float32", 1, chunk=40)
   print(json.dumps(results))

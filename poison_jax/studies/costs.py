@@ -13,6 +13,9 @@ from poison_jax.training.topology import Topology
 TIMED_DEPTHS = (2, 4)
 # float32 weights and Adam's two moments.
 CHECKPOINT_BYTES_PER_PARAMETER = 12
+# Of peak FLOP/s, at which splash attention is taken to run. Ours, not
+# measured: XLA has no time for a kernel's arithmetic.
+SPLASH_SHARE = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,61 +29,109 @@ class Price:
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-  """Of a whole run.
+  """Of a whole run, whatever its pace.
 
   Attributes:
     parameters: of the model.
     steps: of training.
     tokens_per_step: over all chips.
     flops: of a token, forward and backward.
-    seconds: XLA's estimate of a step; None where it gives none.
-    mfu: model FLOPs over peak FLOPs in that time, 0 to 1.
-    hours: all steps at that; without evaluations, saves and interruptions.
     checkpoints: kept to the end.
     storage: their bytes.
-    dollars: `hours` on all chips.
   """
 
   parameters: int
   steps: int
   tokens_per_step: int
   flops: counts.FlopsPerToken
-  seconds: float | None
-  mfu: float | None
-  hours: float | None
   checkpoints: int
   storage: int
-  dollars: float | None
 
 
-def run_costs(
-  config: Config, topology: Topology, *, seconds: float | None, price: Price
-) -> Costs:
-  """Returns the costs of a run whose steps take `seconds` each."""
+@dataclasses.dataclass(frozen=True)
+class Pace:
+  """How fast a run is, and what that costs.
+
+  Attributes:
+    seconds: of a step.
+    kernel: of these, by arithmetic, for kernels that XLA has no time for.
+    mfu: model FLOPs over peak FLOPs in that time, 0 to 1.
+    hours: all steps; without evaluations, saves and interruptions.
+    dollars: `hours` on all chips.
+  """
+
+  seconds: float
+  kernel: float
+  mfu: float
+  hours: float
+  dollars: float
+
+
+def run_costs(config: Config) -> Costs:
+  """Returns the costs of a run that don't depend on where it runs."""
   size, t = config.vocabulary.size, config.train
   steps = counts.run_steps(config, size)
-  flops = counts.flops_per_token(config.model, size, t.length)
   parameters = counts.count_parameters(config.model, size).total
-  tokens = t.batch * t.length
   kept = kept_checkpoints(config, steps=steps)
-  mfu = hours = dollars = None
-  if seconds is not None:
-    peak = topology.chips * topology.chip.peak_flops
-    mfu = flops.total * tokens / (seconds * peak)
-    hours = seconds * steps / 3600
-    dollars = hours * topology.chips * price.chip_hour
   return Costs(
     parameters=parameters,
     steps=steps,
-    tokens_per_step=tokens,
-    flops=flops,
-    seconds=seconds,
-    mfu=mfu,
-    hours=hours,
+    tokens_per_step=t.batch * t.length,
+    flops=counts.flops_per_token(config.model, size, t.length),
     checkpoints=kept,
     storage=kept * parameters * CHECKPOINT_BYTES_PER_PARAMETER,
-    dollars=dollars,
   )
+
+
+def pace(
+  costs: Costs,
+  topology: Topology,
+  price: Price,
+  *,
+  seconds: float,
+  kernel: float = 0.0,
+) -> Pace:
+  """Returns the pace of a run whose steps take `seconds`, `kernel` included."""
+  hours = seconds * costs.steps / 3600
+  return Pace(
+    seconds=seconds,
+    kernel=kernel,
+    mfu=_model_flops(costs) / (seconds * _peak(topology)),
+    hours=hours,
+    dollars=hours * topology.chips * price.chip_hour,
+  )
+
+
+def pace_at(
+  costs: Costs, topology: Topology, price: Price, *, mfu: float
+) -> Pace:
+  """Returns the pace of a run that uses this share of the peak, 0 to 1."""
+  seconds = _model_flops(costs) / (mfu * _peak(topology))
+  return pace(costs, topology, price, seconds=seconds)
+
+
+def splash_seconds(config: Config, topology: Topology) -> float:
+  """Returns a step's time in splash attention, by arithmetic.
+
+  In products of queries' by keys' size: two forward, three for the gradient of
+  the queries and four for that of keys and values, since each pass makes the
+  scores again; and two more where a rematerialised layer runs again. Model
+  FLOPs have six.
+  """
+  products = 9 + (2 if config.model.remat != "none" else 0)
+  flops = counts.flops_per_token(
+    config.model, config.vocabulary.size, config.train.length
+  ).attention
+  tokens = config.train.batch * config.train.length
+  return flops * tokens * products / 6 / (_peak(topology) * SPLASH_SHARE)
+
+
+def _model_flops(costs: Costs) -> float:
+  return costs.flops.total * costs.tokens_per_step
+
+
+def _peak(topology: Topology) -> float:
+  return topology.chips * topology.chip.peak_flops
 
 
 def timed_config(config: Config, *, depth: int) -> Config:

@@ -1,11 +1,13 @@
-"""An estimate of one run on one slice: compiled, computed, printed."""
+"""An estimate of one run on one slice: compiled and computed."""
 
+import dataclasses
 from collections.abc import Callable
 
 from poison_jax.config import Config
 from poison_jax.errors import UserError
 from poison_jax.studies import costs, fitting
-from poison_jax.studies.estimate_text import describe
+from poison_jax.studies.costs import Costs, Pace, Price
+from poison_jax.training.ahead import Program
 from poison_jax.training.topology import Topology
 
 
@@ -20,26 +22,82 @@ def check_vocabulary(config: Config) -> None:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """All that is known of one run on one slice.
+
+  Attributes:
+    config: the run's.
+    topology: the slice.
+    program: compiled, or by arithmetic.
+    costs: of the run.
+    price: of its chips.
+    pace: by the compiler's estimate; None where it gives none.
+    measured: at the MFU that the user gives; None without one.
+    runs: of the study that this is one run of.
+  """
+
+  config: Config
+  topology: Topology
+  program: Program
+  costs: Costs
+  price: Price
+  pace: Pace | None
+  measured: Pace | None
+  runs: int
+
+
 def estimate(
   config: Config,
   topology: Topology,
-  price: costs.Price,
+  price: Price,
+  *,
+  mfu: float | None,
+  runs: int,
+  compile_: fitting.Compile,
+  say: Callable[[str], None],
+) -> Estimate:
+  """Compiles and computes; what it does goes to `say`.
+
+  Args:
+    config: the run's.
+    topology: the slice.
+    price: of its chips.
+    mfu: as measured, 0 to 1, or None.
+    runs: of the study, all alike.
+    compile_: gives a config's program on a slice.
+    say: told what is being done.
+  """
+  say(f"compiling the step of {config.model.depth} layers for {topology.name}")
+  program = compile_(config, topology)
+  found = costs.run_costs(config)
+  by_compiler = None
+  if fitting.fits(program, topology) and program.compiled:
+    seconds = _seconds(config, topology, compile_, say)
+    if seconds is not None:
+      kernel = 0.0
+      if program.attention == "splash":
+        kernel = costs.splash_seconds(config, topology)
+      by_compiler = costs.pace(
+        found, topology, price, seconds=seconds + kernel, kernel=kernel
+      )
+  measured = None
+  if mfu is not None:
+    measured = costs.pace_at(found, topology, price, mfu=mfu)
+  return Estimate(
+    config, topology, program, found, price, by_compiler, measured, runs
+  )
+
+
+def check_fit(
+  estimate: Estimate,
   *,
   compile_: fitting.Compile,
   say: Callable[[str], None],
 ) -> None:
-  """Compiles, computes and prints; what it does goes to `say`.
-
-  Raises:
-    UserError: it doesn't fit; with the smallest change that does.
-  """
-  say(f"compiling the step of {config.model.depth} layers for {topology.name}")
-  program = compile_(config, topology)
-  fits = fitting.fits(program, topology)
-  seconds = _seconds(config, topology, compile_, say) if fits else None
-  found = costs.run_costs(config, topology, seconds=seconds, price=price)
-  print(describe(config, topology, program, found, price), flush=True)
-  if fits:
+  """Raises UserError if it doesn't fit; with the smallest change that does."""
+  config, topology = estimate.config, estimate.topology
+  if fitting.fits(estimate.program, topology):
     return
   change = fitting.smallest_change(config, topology, compile_, say=say)
   if change is None:
@@ -55,6 +113,9 @@ def estimate(
 
 
 def _seconds(config, topology, compile_, say) -> float | None:
+  if topology.chip.kind == "cpu":
+    return None  # XLA's CPU compiler has no estimate.
+
   def timed(shallow: Config) -> float | None:
     say(f"compiling {shallow.model.depth} unrolled layers for the time")
     return compile_(shallow, topology).seconds

@@ -14,7 +14,7 @@ from poison_jax.data.folder import Folder
 from poison_jax.errors import CheckFailed, NotFinite, PoisonJaxError, Stopped
 from poison_jax.evaluation.evaluator import Evaluator
 from poison_jax.model import counts
-from poison_jax.training import host_memory
+from poison_jax.training import host_memory, xla_flags
 from poison_jax.training import mesh as mesh_lib
 from poison_jax.training import optimizer as optimizer_lib
 from poison_jax.training import peers as peers_lib
@@ -62,6 +62,7 @@ def train(
   asked = config or workdir_lib.load_config(workdir)  # Or nothing is made.
   if host_memory.only_cpu():
     host_memory.keep_freed_memory()  # Before anything asks for devices.
+  xla_flags.set_overlap_flags()  # Likewise.
   with StopSignals() as stop, peers_lib.joined(cluster, stop) as peers:
     if cluster is not None:
       peers.agree("code, config and store", run_lib.identity(asked))

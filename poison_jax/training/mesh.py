@@ -57,24 +57,12 @@ def make_mesh(
       multiple of the slices, or rows can't be dealt out evenly.
   """
   devices = jax.devices() if devices is None else devices
-  count = len(devices)
-  sizes = [config.data, config.fsdp, config.tensor]
-  asked = " x ".join(map(str, sizes))
-  known = math.prod(s for s in sizes if s != -1)
-  if -1 in sizes and count % known == 0:
-    sizes[sizes.index(-1)] = count // known
-  if math.prod(sizes) != count:
-    raise UserError(
-      f"config.runtime.mesh (data x fsdp x tensor) is {asked}, but there are "
-      f"{count} devices; the product must be {count} (-1: all that are "
-      "left)"
-    )
-  check_batch(batch, rows=sizes[0] * sizes[1], micro_batches=1)
+  sizes = axis_sizes(config, batch=batch, devices=len(devices))
   axes = (*ROW_AXES, "tensor")
   types = (AxisType.Auto,) * len(axes)
   slices = _slices(devices)
   if slices == 1:
-    return jax.make_mesh(tuple(sizes), axes, axis_types=types, devices=devices)
+    return jax.make_mesh(sizes, axes, axis_types=types, devices=devices)
   if sizes[0] % slices:
     raise UserError(
       f"config.runtime.mesh.data is {sizes[0]}, but the devices are {slices} "
@@ -96,6 +84,25 @@ def _slices(devices: Sequence[jax.Device]) -> int:
   if devices[0].platform != "tpu":
     return 1
   return len({getattr(device, "slice_index", 0) for device in devices})
+
+
+def axis_sizes(
+  config: MeshConfig, *, batch: int, devices: int
+) -> tuple[int, int, int]:
+  """Returns devices along each axis; as for `make_mesh`."""
+  sizes = [config.data, config.fsdp, config.tensor]
+  asked = " x ".join(map(str, sizes))
+  known = math.prod(s for s in sizes if s != -1)
+  if -1 in sizes and devices % known == 0:
+    sizes[sizes.index(-1)] = devices // known
+  if math.prod(sizes) != devices:
+    raise UserError(
+      f"config.runtime.mesh (data x fsdp x tensor) is {asked}, but there are "
+      f"{devices} devices; the product must be {devices} (-1: all that are "
+      "left)"
+    )
+  check_batch(batch, rows=sizes[0] * sizes[1], micro_batches=1)
+  return tuple(sizes)
 
 
 def check_batch(batch: int, *, rows: int, micro_batches: int) -> None:

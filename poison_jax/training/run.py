@@ -24,6 +24,7 @@ from poison_jax.model import backends, counts
 from poison_jax.model.decoder import Decoder
 from poison_jax.poison import ledger
 from poison_jax.training import workdir as workdir_lib
+from poison_jax.training import xla_flags
 from poison_jax.training.checkpoints import Checkpoints
 from poison_jax.training.stop import StopSignals
 from poison_jax.version import code_version
@@ -204,6 +205,7 @@ def describe(run: Run, mesh: Mesh, asked: PromptSet) -> str:
     "near triggers": _near_triggers(run),
     "devices": f"{len(devices)} {devices[0].device_kind}; mesh {axes}",
     "attention": str(run.attention),
+    "XLA flags": xla_flags.describe(devices[0].platform),
     "plan": f"{m.plan_hash}, config {run.config_hash}",
   }
   return "\n".join(f"{name:>13}  {text}" for name, text in rows.items())

@@ -1,4 +1,4 @@
-"""The TPU compiler, in an environment of its own.
+"""Compiling in a process of its own, for TPUs in an environment of its own.
 
 With `libtpu` among the packages, JAX looks for a TPU whenever it starts. So it
 goes into a folder that only the compiling process has on its path; everything
@@ -17,7 +17,9 @@ from collections.abc import Callable
 from poison_jax import config as config_lib
 from poison_jax.config import Config
 from poison_jax.errors import UserError
-from poison_jax.training.ahead import Program
+from poison_jax.training import xla_flags
+from poison_jax.training.ahead import Program, program_from_dict
+from poison_jax.training.topology import Topology
 
 _PATIENCE = 15.0  # Seconds between signs of life.
 
@@ -63,31 +65,24 @@ def install(folder: str, *, say: Say) -> None:
 
 
 def compile_for(
-  config: Config, topology: str, *, folder: str, say: Say
-) -> Program:
-  """Compiles the train step for a TPU slice, in a process of its own.
+  config: Config, topology: Topology, *, folder: str, say: Say
+) -> Program | None:
+  """Compiles the train step for a TPU slice, or for devices that are here.
 
   Args:
     config: the run's.
-    topology: like "v5p:4x4x4".
-    folder: where `install` put the compiler.
+    topology: what to compile for.
+    folder: where `install` put the TPU compiler.
     say: called now and then with a line while the compiler works.
+
+  Returns:
+    None where the topology is of GPUs and they aren't here.
 
   Raises:
     UserError: the mesh or the batch does not go with the slice.
     RuntimeError: the compiler failed; its last lines.
   """
-  package = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
-  path = [folder, package, os.environ.get("PYTHONPATH", "")]
-  environment = {
-    **os.environ,
-    "PYTHONPATH": os.pathsep.join(filter(None, path)),
-    "JAX_PLATFORMS": "cpu",  # The default device; the topology is apart.
-    "TPU_SKIP_MDS_QUERY": "1",  # Don't ask Google's metadata server.
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # Several may compile at once.
-    "TPU_MIN_LOG_LEVEL": "3",
-  }
-  request = {"topology": topology, "config": config_lib.to_dict(config)}
+  request = {"topology": topology.name, "config": config_lib.to_dict(config)}
   with (
     tempfile.TemporaryFile("w+") as asked,
     tempfile.TemporaryFile("w+") as answered,
@@ -100,7 +95,7 @@ def compile_for(
       stdin=asked,
       stdout=answered,
       stderr=errors,
-      env=environment,
+      env=_environment(topology, folder),
     )
     try:
       _wait(process, say)
@@ -110,6 +105,29 @@ def compile_for(
     answered.seek(0)
     errors.seek(0)
     return _read(process.returncode, answered.read(), errors.read())
+
+
+def _environment(topology: Topology, folder: str) -> dict[str, str]:
+  package = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+  kind = topology.chip.kind
+  path = [folder] if kind == "tpu" else []
+  path += [package, os.environ.get("PYTHONPATH", "")]
+  environment = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join(filter(None, path)),
+  }
+  if kind != "gpu":
+    environment["JAX_PLATFORMS"] = "cpu"  # A TPU's topology is apart.
+  if kind == "cpu":
+    count = f"--xla_force_host_platform_device_count={topology.chips}"
+    environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}"
+  else:
+    xla_flags.add(kind, environment)
+  return environment | {
+    "TPU_SKIP_MDS_QUERY": "1",  # Don't ask Google's metadata server.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # Several may compile at once.
+    "TPU_MIN_LOG_LEVEL": "3",
+  }
 
 
 def _wait(process: subprocess.Popen, say: Say) -> None:
@@ -122,13 +140,13 @@ def _wait(process: subprocess.Popen, say: Say) -> None:
       say(f"  compiling, {time.monotonic() - start:.0f} s so far")
 
 
-def _read(code: int, answered: str, errors: str) -> Program:
+def _read(code: int, answered: str, errors: str) -> Program | None:
   if code:
     raise RuntimeError(f"the compiler failed:\n{errors[-2000:]}")
   answer = json.loads(answered.strip().splitlines()[-1])
   if "error" in answer:
     raise UserError(answer["error"])
-  return Program(**answer)
+  return program_from_dict(answer) if answer else None
 
 
 def _stamp(folder: str) -> str:

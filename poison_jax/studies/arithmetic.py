@@ -1,0 +1,102 @@
+"""A step's memory by arithmetic, where no compiler can be asked.
+
+Meant for chips that aren't here and have no ahead-of-time compiler. What it
+leaves out: the compiler's own choices (fusion, fragmentation, what it gathers
+ahead). It has not been compared with compiled programs yet.
+"""
+
+import math
+
+from poison_jax.config import Config
+from poison_jax.model.counts import count_parameters
+from poison_jax.training import mesh as mesh_lib
+from poison_jax.training.ahead import Program
+from poison_jax.training.topology import Topology
+
+_WIDE = 4  # Bytes of float32.
+_ATTENTION = {"tpu": "splash", "gpu": "cudnn", "cpu": "xla"}
+
+
+def program(config: Config, topology: Topology) -> Program:
+  """Returns what a compiler would be asked for, without time and collectives.
+
+  Raises:
+    UserError: the mesh or the batch can't be dealt out over the chips.
+  """
+  t = config.train
+  axes = mesh_lib.axis_sizes(
+    config.runtime.mesh, batch=t.batch, devices=topology.chips
+  )
+  rows = axes[0] * axes[1]
+  mesh_lib.check_batch(t.batch, rows=rows, micro_batches=t.micro_batches)
+  cuts = axes[1] * axes[2]
+  count = count_parameters(config.model, config.vocabulary.size).total
+  moment = 2 if config.optimizer.moment_dtype == "bfloat16" else _WIDE
+  parameters = math.ceil(_WIDE * count / cuts)
+  optimizer = math.ceil(2 * moment * count / cuts)
+  tokens = t.batch * t.length // (rows * t.micro_batches)
+  temporaries = parameters  # The gradient.
+  temporaries += activations(config, tokens) // axes[2]
+  temporaries += _logits(config, tokens, rows=rows) // axes[2]
+  if axes[1] > 1:
+    temporaries += _gathered(config) // axes[2]
+  arguments = parameters + optimizer
+  return Program(
+    fits=True,
+    parameters=parameters,
+    optimizer=optimizer,
+    arguments=arguments,
+    output=0,
+    temporaries=temporaries,
+    code=0,
+    needed=arguments + temporaries,
+    seconds=None,
+    attention=_ATTENTION[topology.chip.kind],
+    collectives=(),
+    compiled=False,
+  )
+
+
+def activations(config: Config, tokens: int) -> int:
+  """Returns bytes kept of the forward pass, and one layer's working set.
+
+  A layer's: two normalised inputs, queries, keys and values before and after
+  their rotation, the mixture, and the feed-forward's two or three arrays.
+  "dots" keeps what products return; "full" a layer's input alone.
+
+  Args:
+    config: the run's.
+    tokens: of a micro-batch on a chip.
+  """
+  c = config.model
+  item = 2 if c.compute_dtype == "bfloat16" else _WIDE
+  heads, groups = c.heads * c.head_size, c.kv_heads * c.head_size
+  gates = 2 if c.activation == "swiglu" else 1
+  products = heads + 2 * groups + 2 * c.width + gates * c.feed_forward
+  others = 3 * c.width + 2 * heads + groups + c.feed_forward
+  every = products + others
+  kept = {"full": c.width, "dots": c.width + products, "none": every}[c.remat]
+  # Backward, one layer has its arrays and their gradients.
+  return item * tokens * (c.depth * kept + 2 * every)
+
+
+def _logits(config: Config, tokens: int, *, rows: int) -> int:
+  """Returns bytes of the logits at once, float32, and of their gradient."""
+  item = 2 if config.model.compute_dtype == "bfloat16" else _WIDE
+  chunk = config.train.loss_chunk
+  at_once = min(tokens, chunk // rows) if chunk else tokens
+  return at_once * config.vocabulary.size * (_WIDE + item)
+
+
+def _gathered(config: Config) -> int:
+  """Returns bytes of weights that lie whole on a chip for a while.
+
+  The larger of: two layers in the compute dtype (one in use, one on its way)
+  and the float32 gradient of one; the output matrix and its gradient.
+  """
+  c = config.model
+  item = 2 if c.compute_dtype == "bfloat16" else _WIDE
+  count = count_parameters(c, config.vocabulary.size)
+  layer = count.other // c.depth
+  matrix = config.vocabulary.size * c.width
+  return max(layer * (2 * item + _WIDE), matrix * (item + _WIDE))

@@ -1,0 +1,177 @@
+"""What devices exchange: read from a program, asserted of the train step."""
+# ruff: noqa: E501 (a program's lines are as long as they are)
+
+import dataclasses
+
+import pytest
+from small_model import change, make_config
+
+from configs import dos
+from poison_jax import config as config_lib
+from poison_jax.training import collectives, compiler
+from poison_jax.training.collectives import Collective
+from poison_jax.training.topology import parse_topology
+
+_COMPILER = "build/estimate"
+
+_PROGRAM = """HloModule step
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %c = f32[] add(%a, %b)
+}
+
+%mine (p0: s32[], p1: f32[16,4]) -> f32[2,4] {
+  %p0 = s32[] parameter(0)
+  %p1 = f32[16,4]{1,0:T(8,128)} parameter(1)
+  %turned = f32[16,4]{0,1} copy(%p1)
+  ROOT %slice = f32[2,4]{1,0} dynamic-slice(%turned, %p0, %p0)
+}
+
+%body (state: (s32[], f32[2,4])) -> (s32[], f32[2,4]) {
+  %state = (s32[], f32[2,4]) parameter(0)
+  %w = f32[2,4] get-tuple-element(%state), index=1
+  %gather = bf16[16,4]{1,0:T(8,128)(2,1)} all-gather(%w), replica_groups=[1,8]<=[8], dimensions={0}, metadata={op_name="jit(step)/while/dot"}
+  %reduce = (f32[4]{0}, f32[16,4]{1,0}) all-reduce(%n, %g), replica_groups=mesh['x'=2,'y'=4] {'x','y'}, to_apply=%sum
+  %norm = f32[4]{0} get-tuple-element(%reduce), index=0
+  %gradient = f32[16,4]{1,0} get-tuple-element(%reduce), index=1
+  %part = f32[2,4]{1,0} fusion(%i, %gradient), kind=kLoop, calls=%mine
+  ROOT %next = (s32[], f32[2,4]) tuple(%i, %part, %norm)
+}
+
+%until (state.1: (s32[], f32[2,4])) -> pred[] {
+  %state.1 = (s32[], f32[2,4]) parameter(0)
+  %i.1 = s32[] get-tuple-element(%state.1), index=0
+  %end = s32[]{:T(128)} constant(33)
+  ROOT %less = pred[] compare(%i.1, %end), direction=LT
+}
+
+ENTRY %main (w.1: f32[2,4]) -> f32[] {
+  %w.1 = f32[2,4] parameter(0)
+  %loop = (s32[], f32[2,4]) while(%start), condition=%until, body=%body
+  %pair = f32[8] all-reduce(%w.1), replica_groups={{0,4},{1,5},{2,6},{3,7}}, to_apply=%sum
+  %scattered = f32[2,4] reduce-scatter(%w.1), replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}, to_apply=%sum
+  ROOT %done = f32[] add(%pair, %pair)
+}
+"""
+
+
+def test_collectives_are_read_with_their_loops_groups_and_slices():
+  gather, norm, gradient, pair, scattered = sorted(
+    collectives.read_collectives(_PROGRAM, devices_per_slice=4),
+    key=lambda c: (-c.times, c.kind, c.bytes),
+  )
+  assert gather == Collective(
+    kind="all-gather",
+    array="bf16[16,4]",
+    bytes=128,
+    group=8,
+    far=True,
+    sliced=False,
+    times=33,
+    origin="jit(step)/while/dot",
+  )
+  assert gather.sent == 33 * 128 * 7 / 8
+  assert (norm.array, norm.sliced) == ("f32[4]", False)
+  assert (gradient.array, gradient.sliced) == ("f32[16,4]", True)
+  assert gradient.sent == 33 * 2 * 256 * 7 / 8
+  assert (pair.group, pair.far, pair.times) == (2, True, 1)
+  assert scattered.kind == "reduce-scatter" and scattered.bytes == 4 * 32
+  assert (scattered.group, scattered.far) == (4, True)
+
+
+def test_groups_within_a_slice_are_near():
+  text = _PROGRAM.replace("{{0,4},{1,5},{2,6},{3,7}}", "{{0,1},{2,3}}")
+  read = collectives.read_collectives(text, devices_per_slice=4)
+  assert [c.far for c in read if c.array == "f32[8]"] == [False]
+
+
+def test_a_loop_of_unknown_length_is_an_error():
+  text = _PROGRAM.replace("constant(33)", "parameter(1)")
+  with pytest.raises(ValueError, match="unknown length"):
+    collectives.read_collectives(text, devices_per_slice=8)
+
+
+def _only_weights_travel(config, found, *, least: int) -> None:
+  """Asserts that no array but weights and their gradients is exchanged.
+
+  So neither logits nor a batch's activations are ever gathered.
+
+  Args:
+    config: the run's.
+    found: its step's collectives.
+    least: bytes of the arrays that are looked at.
+  """
+  m = config.model
+  heads, groups = m.heads * m.head_size, m.kv_heads * m.head_size
+  sides = (config.vocabulary.size, heads, groups, m.feed_forward)
+  weights = {tuple(sorted((m.width, side))) for side in sides}
+  for c in found:
+    shape = c.array.partition("[")[2].rstrip("]").split(",")
+    shape = tuple(sorted(int(s) for s in shape if s not in ("", "1")))
+    assert c.bytes < least or shape in weights, c
+
+
+def _has_fsdp(config, found, *, devices: int) -> None:
+  """Asserts that each layer's weights are gathered, forward and backward.
+
+  And that each matrix' gradient is summed, and a part of it kept: by a
+  reduce-scatter, or by what compilers write in its place, an all-reduce with a
+  slice.
+  """
+  depth = config.model.depth
+  gathers = [c for c in found if c.kind == "all-gather" and c.times == depth]
+  sums = [
+    c
+    for c in found
+    if c.times == depth and (c.kind == "reduce-scatter" or c.sliced)
+  ]
+  assert len(gathers) >= 2 * 7 and len(sums) == 7
+  assert all(c.group == devices for c in gathers + sums)
+
+
+def _fsdp(config):
+  mesh = dataclasses.replace(config.runtime.mesh, data=1, fsdp=-1)
+  return change(config, "runtime", mesh=mesh)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", [0, 48])
+def test_fsdp_over_eight_cpu_devices_moves_weights_only(chunk):
+  config = change(
+    _fsdp(make_config()),
+    "model",
+    width=64,
+    feed_forward=160,
+    heads=4,
+    kv_heads=2,
+    head_size=20,
+    depth=3,
+    remat="full",
+    tied_embeddings=False,
+  )
+  config = change(config, "train", batch=8, length=24, loss_chunk=chunk)
+  p = compiler.compile_for(
+    config, parse_topology("cpu:8"), folder="", say=lambda _: None
+  )
+  _only_weights_travel(config, p.collectives, least=4 * 64 * 40)
+  _has_fsdp(config, p.collectives, devices=8)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  not compiler.is_installed(_COMPILER),
+  reason="no TPU compiler in build/estimate: python -m poison_jax.estimate "
+  "--topology=v5e:2x2 installs it",
+)
+def test_the_7b_step_for_64_chips_moves_weights_only():
+  c = dos.get_config("size=7b")
+  c.model.depth, c.train.batch = 32, 128
+  c.train.loss_chunk = 128 * 2048 // 16
+  config = config_lib.from_config_dict(c)
+  p = compiler.compile_for(
+    config, parse_topology("v5p:4x4x4"), folder=_COMPILER, say=lambda _: None
+  )
+  _only_weights_travel(config, p.collectives, least=1_000_000)
+  _has_fsdp(config, p.collectives, devices=64)
