@@ -34,9 +34,6 @@ dry_run=''
 . launch/steps.sh
 
 poll=30 # Seconds between two looks.
-# A killed process's claim on the run's folder ends two minutes after its last
-# sign of life; before that, training refuses to start.
-lease=130
 
 name='' bucket='' zone='' project='' type='' slices='' tier=''
 runtime_version='' part='' of='' delete_when_done=''
@@ -374,10 +371,9 @@ make_ready() {
   done
 }
 
-restart() { # lost or again
+restart() {
   say "starting again from the last checkpoint"
   make_ready
-  [ "$1" = again ] || sleep "$lease"
   train
 }
 
@@ -411,7 +407,7 @@ watch() { # JOB WORKER
       done) return 0 ;;
       lost | again)
         [ "$1" = train ] || return 75
-        restart "$now"
+        restart
         ;;
       *) return "$now" ;;
     esac
