@@ -117,6 +117,7 @@ def _train(
   Checkpoints excepted: of these each process writes its own arrays.
   """
   config, mixture = run.config, run.mixture
+  peers.agree("the beginning", {})  # Its folder and ledger are as they must.
   optimizer = optimizer_lib.make_optimizer(config.optimizer, steps=run.steps)
   clock = _clock(run)
   beginning = _begin(run, mesh, optimizer, workdir, peers)

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from multiprocessing.connection import Client
+from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 import jax
@@ -26,6 +26,7 @@ from poison_jax.training.stop import StopSignals
 
 # Seconds until every process must have come to the roll call.
 PATIENCE = 100.0
+_ATTEMPT = 5.0
 # Seconds that a process has to end by itself once another has failed: most
 # errors come to all alike, and each then ends in order.
 _GRACE = 5.0
@@ -175,7 +176,7 @@ class Connected:
     if self._hub is not None:
       self._hub.wait_until_left(_GRACE)
 
-  def _connect(self, cluster: Cluster, patience: float):
+  def _connect(self, cluster: Cluster, patience: float) -> Connection:
     deadline = time.monotonic() + patience
     host, port = cluster.address
     if self.number == 0:
@@ -183,7 +184,9 @@ class Connected:
     while True:
       self._check_signals()
       try:
-        return Client((host, port))
+        connected = socket.create_connection((host, port), timeout=_ATTEMPT)
+        connected.setblocking(True)
+        return Connection(connected.detach())
       except OSError as error:  # Not there yet; nor is its name, on GKE.
         if time.monotonic() > deadline:
           raise CheckFailed(
