@@ -163,6 +163,26 @@ def test_an_error_of_one_ends_all_with_its_message_and_code(
   assert "lease" in tidied
 
 
+def test_an_own_error_comes_before_the_end_of_process_0(coordinator):
+  processes = [_Process(coordinator, i) for i in range(2)]
+  for process in processes:
+    while process.peers is None:
+      time.sleep(0.01)
+  peers = processes[1].peers
+  send = peers._wire.send
+
+  def send_and_see_the_other_go(message):
+    send(message)
+    with socket.socket(fileno=peers._wire._connection.fileno()) as own:
+      own.shutdown(socket.SHUT_RDWR)
+      own.detach()
+    time.sleep(0.3)
+
+  peers._wire.send = send_and_see_the_other_go
+  peers.fail("no space left", 2)
+  assert processes[1].ended == ("", 2)
+
+
 def test_process_0_tells_its_error_before_it_ends(coordinator, monkeypatch):
   monkeypatch.setattr("poison_jax.training.peers._GRACE", 0.2)
   processes = [_Process(coordinator, i) for i in range(2)]

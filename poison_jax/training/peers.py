@@ -156,6 +156,7 @@ class Connected:
   def fail(self, message: str, code: int) -> None:
     """Tells all of this process's error, and ends it."""
     self._own_error.set()
+    self._closing = True  # Whatever becomes of the others now.
     self._wire.send({"failed": message, "code": code})
     if self._hub is not None:  # It lives here, and they still need it.
       self._hub.wait_until_left(2 * _GRACE)
