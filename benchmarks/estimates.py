@@ -59,14 +59,18 @@ def main(arguments: list[str]) -> None:
   """Makes the rows that are missing, and prints the table."""
   del arguments
   f = flags.FLAGS
+  for size in f.sizes:
+    if size not in dos.SIZES:
+      raise UserError(f"--sizes={size}: known are {', '.join(dos.SIZES)}")
+  topologies = [parse_topology(name) for name in f.topologies]
   compiler.install(f.compiler, say=_say)
   os.makedirs(f.out, exist_ok=True)
   if f.scaling:
     Console(width=120).print(_scaling(f.sizes[-1], f.scaled))
     return
   rows = {
-    (size, name): _row(size, parse_topology(name))
-    for name in f.topologies
+    (size, topology.name): _row(size, topology)
+    for topology in topologies
     for size in f.sizes
   }
   Console(width=120).print(_table(rows))

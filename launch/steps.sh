@@ -95,9 +95,18 @@ read_settings() {
   local key value
   kept=''
   [ -z "$dry_run" ] || return 0
-  gcloud storage cat "$home/settings" >"$tmp/settings" 2>/dev/null || return 0
+  if ! gcloud storage cat "$home/settings" >"$tmp/settings" 2>"$tmp/error"; then
+    grep -qiE 'matched no objects|not.found|404' "$tmp/error" && return
+    fail 2 "$home/settings can't be read: $(problem)"
+  fi
   while IFS='=' read -r key value; do
     case " $settings " in *" $key "*)
+      case $key in cluster | zone | project) # Elsewhere, another one would be made.
+        [ -z "${!key}" ] || [ "${!key}" = "$value" ] ||
+          fail 2 "--$key=${!key}: $name is in $value ($home/settings); leave it" \
+            "out, or give another --name (-- --workdir=gs://... goes on there)"
+        ;;
+      esac
       [ -n "${!key}" ] || printf -v "$key" %s "$value"
       kept+="$key=$value "
       ;;

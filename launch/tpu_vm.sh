@@ -332,6 +332,7 @@ choose_arguments() {
   text=$(ask '' gcloud storage cat "$home/command" 2>/dev/null) ||
     fail 2 "nothing to run: give the arguments of the training after --, as" \
       "-- --config=configs/dos.py:size=13b"
+  [ -n "$text" ] || return 0
   while IFS= read -r line; do arguments+=("$line"); done <<<"$text"
 }
 

@@ -389,6 +389,30 @@ def test_a_slice_of_other_settings_is_not_taken_for_it(cloud):
   _is_one_error(result, 2, "a exists with other settings", "type=v5p-16")
 
 
+@pytest.mark.parametrize("command", ["create", "delete"])
+def test_a_slice_is_not_looked_for_where_it_is_not(cloud, command):
+  cloud.run("tpu_vm.sh", "create", *_SLICE)
+  result = cloud.run("tpu_vm.sh", command, *_KEPT, "--zone=us-west4-a")
+  _is_one_error(result, 2, "--zone=us-west4-a: a is in us-east5-a")
+
+
+def test_settings_that_cannot_be_read_are_no_missing_settings(cloud):
+  cloud.run("tpu_vm.sh", "create", *_SLICE)
+  cloud.rule("storage cat", code=1, err="ERROR: no active account\n")
+  result = cloud.run("tpu_vm.sh", "delete", *_KEPT)
+  _is_one_error(result, 2, "settings can't be read", "no active account")
+
+
+def test_a_run_without_arguments_gets_none(cloud):
+  cloud.run("tpu_vm.sh", "create", *_SLICE)
+  cloud.run("tpu_vm.sh", "setup", *_KEPT)
+  cloud.run("tpu_vm.sh", "run", *_KEPT, "--")
+  cloud.run("tpu_vm.sh", "run", *_KEPT)
+  _until(lambda: len(cloud.starts()) > 1)
+  assert "''" not in "".join(cloud.starts())
+  assert cloud.starts()[0] == cloud.starts()[1]
+
+
 def test_uncommitted_changes_are_refused(cloud):
   (cloud.checkout / "launch" / "local.sh").write_text("")
   result = cloud.run("tpu_vm.sh", "setup", *_SLICE)

@@ -245,6 +245,17 @@ def test_hosts_that_differ_are_named_before_anything_is_written(
   assert not (tmp_path / "run").exists()
 
 
+def test_folders_that_are_not_one_are_noticed_before_training(store, tmp_path):
+  def folder(number):
+    return [f"--workdir={tmp_path}/run{number}"]
+
+  flags = small_run.flags(store, **_RUN)
+  for code, _, err in _Hosts(2, tmp_path / "run", *flags, each=folder).wait():
+    assert code == 3
+    assert f"has --workdir {tmp_path}/run1, process 0" in err
+    assert err.count("\n") == 1
+
+
 def test_a_store_is_not_made_by_many(store, tmp_path):
   flags = small_run.flags(store, corpus__store=tmp_path / "none")
   for code, _, err in _Hosts(2, tmp_path / "run", *flags).wait():

@@ -90,6 +90,21 @@ def test_the_summary_states_the_numbers_of_the_plan(store):
   assert "attention  xla\n" in text
 
 
+def test_a_folder_of_that_name_on_another_disk_is_told(tmp_path, monkeypatch):
+  monkeypatch.setattr(run_lib, "_SEEN_AFTER", 0.3)
+  here, there = tmp_path / "here", tmp_path / "there"
+  for folder in (here, there):
+    (folder / "checkpoints" / "8").mkdir(parents=True)
+  (here / "ledger.parquet").write_bytes(b"a plan")
+  (missing,) = run_lib.found_in(str(there)).values()
+  assert missing == "missing"
+  (there / "ledger.parquet").write_bytes(b"a plan")
+  values = [list(run_lib.found_in(str(f)).values()) for f in (here, there)]
+  assert values[0] == values[1] and values[0][1] == "[8]"
+  (there / "checkpoints" / "16").mkdir()
+  assert list(run_lib.found_in(str(there)).values()) != values[0]
+
+
 def test_an_attention_that_cannot_run_here_is_refused(store):
   config = small_run.make_config(store, runtime__attention="cudnn")
   with pytest.raises(UserError, match="'cudnn', which can't run: .* is cpu"):

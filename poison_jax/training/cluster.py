@@ -6,10 +6,13 @@ import re
 
 from jax._src import clusters  # JAX has no public name for what it detects.
 
-from poison_jax.errors import UserError
+from poison_jax.errors import CheckFailed, UserError
 
 # Seconds that a TPU host waits for the name of the first to be known.
-_PATIENCE = 60
+_PATIENCE = 100
+# For SLURM, JAX takes one of 4,096 ports by the job's number: the roll call of
+# one job must not have the port of the next.
+_PORTS_OF_JOBS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,24 +20,25 @@ class Cluster:
   """The processes of one run.
 
   Attributes:
-    coordinator: "host:port" of process 0, where JAX's own service listens; the
-      roll call has the port below it.
+    coordinator: "host:port" of process 0, where JAX's own service listens.
     count: of processes, at least 2.
     number: of this one, from 0.
     local_devices: ids of the devices that this process may use; None for all
       of its host's.
+    ports_below: how far below the coordinator's the roll call's port is.
   """
 
   coordinator: str
   count: int
   number: int
   local_devices: tuple[int, ...] | None = None
+  ports_below: int = 1
 
   @property
   def address(self) -> tuple[str, int]:
     """Host and port of the roll call."""
     host, _, port = self.coordinator.rpartition(":")
-    return host, int(port) - 1
+    return host, int(port) - self.ports_below
 
 
 def find_cluster(
@@ -55,7 +59,8 @@ def find_cluster(
     None where there is but one process.
 
   Raises:
-    UserError: flags are missing or not legal, or the detection failed.
+    UserError: flags are missing or not legal.
+    CheckFailed: the environment tells of other processes, and not where.
   """
   given = (coordinator, count, number)
   cluster = _detected() if given == (None,) * 3 else _checked(*given)
@@ -96,7 +101,7 @@ def _detected() -> Cluster | None:
       )
     )
   except Exception as error:  # Of many kinds: metadata, variables, names.
-    raise UserError(
+    raise CheckFailed(
       "the other processes of this cluster can't be found: "
       f"{type(error).__name__}: {error}; give --coordinator=HOST:PORT "
       "--processes=N --process=I"
@@ -106,7 +111,11 @@ def _detected() -> Cluster | None:
   if local is not None and _is_alone_on_its_host():
     local = None
   return Cluster(
-    coordinator, count, number, None if local is None else tuple(local)
+    coordinator,
+    count,
+    number,
+    None if local is None else tuple(local),
+    ports_below=_PORTS_OF_JOBS,
   )
 
 

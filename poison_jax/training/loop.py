@@ -65,7 +65,7 @@ def train(
   xla_flags.set_overlap_flags()  # Likewise.
   with StopSignals() as stop, peers_lib.joined(cluster, stop) as peers:
     if cluster is not None:
-      peers.agree("code, config and store", run_lib.identity(asked))
+      peers.agree("what to do", run_lib.identity(asked, workdir))
       peers_lib.start_jax(cluster, stop)
       peers.agree("devices", run_lib.devices_here())
     if peers.number > 0:
@@ -117,7 +117,8 @@ def _train(
   Checkpoints excepted: of these each process writes its own arrays.
   """
   config, mixture = run.config, run.mixture
-  peers.agree("the beginning", {})  # Its folder and ledger are as they must.
+  if peers.count > 1:
+    peers.agree("the folder", run_lib.found_in(workdir))
   optimizer = optimizer_lib.make_optimizer(config.optimizer, steps=run.steps)
   clock = _clock(run)
   beginning = _begin(run, mesh, optimizer, workdir, peers)

@@ -1,6 +1,7 @@
 """A run, planned: what `train` will do, before it does anything."""
 
 import dataclasses
+import hashlib
 import os
 import subprocess
 import sys
@@ -31,6 +32,8 @@ from poison_jax.version import code_version
 
 # Seconds that `prepare` has to end after a signal; it may be killed any time.
 _PATIENCE = 5.0
+# Seconds until what process 0 wrote must be seen by the others.
+_SEEN_AFTER = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,17 +99,36 @@ def plan_run(config: Config) -> Run:
   )
 
 
-def identity(config: Config) -> dict[str, str]:
+def identity(config: Config, workdir: str) -> dict[str, str]:
   """Returns what must be the same in all processes of a run; starts no JAX."""
   manifest = read_manifest(Folder(config.corpus.store))
   fields = config_lib.flatten(config)
   return {
     "code version": code_version().partition("+")[0],
     "jax": jax.__version__,
+    "--workdir": workdir,
     **{f"config.{name}": repr(value) for name, value in fields.items()},
     f"store {config.corpus.store}": (
       "missing" if manifest is None else manifest["hash"]
     ),
+  }
+
+
+def found_in(workdir: str) -> dict[str, str]:
+  """Returns what this process sees in the run's folder: the same as process 0.
+
+  Or it is a folder of its own, of that name. A network file system may show
+  what another host wrote some seconds later.
+  """
+  deadline = time.monotonic() + _SEEN_AFTER
+  while not Folder(workdir).exists(ledger.FILE):
+    if time.monotonic() > deadline:
+      return {f"{ledger.FILE} in {workdir}": "missing"}
+    time.sleep(0.1)
+  content = Folder(workdir).read(ledger.FILE) or b""
+  return {
+    f"{ledger.FILE} in {workdir}": hashlib.sha256(content).hexdigest()[:16],
+    f"checkpoints in {workdir}": str(Checkpoints(workdir).steps()),
   }
 
 
