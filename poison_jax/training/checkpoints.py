@@ -306,6 +306,9 @@ def quiet_orbax() -> None:
   logging.getLogger("absl").addFilter(
     lambda record: "orbax" not in record.pathname
   )
+  logging.getLogger("asyncio").addFilter(
+    lambda record: "exception was never retrieved" not in record.getMessage()
+  )
   before = sys.unraisablehook
 
   def hook(unraisable: Any) -> None:
