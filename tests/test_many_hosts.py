@@ -93,6 +93,7 @@ class _Hosts:
     assert [code for code, _, _ in done] == [0] * len(done), done
     assert [err for _, _, err in done] == [""] * len(done)
     assert [out for _, out, _ in others] == [""] * len(others)
+    assert "[Gloo]" not in out
     return out
 
 
@@ -146,18 +147,21 @@ def test_four_processes_do_what_one_does(one, four):
   _assert_same_run(four, one)
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_two_processes_stopped_by_a_signal_to_one_save_and_go_on(
-  one, store, tmp_path
+  one, store, tmp_path, name
 ):
   workdir = tmp_path / "two"
   flags = small_run.flags(store, **_RUN)
   hosts = _Hosts(2, workdir, *flags)
   _wait_for(workdir / "metrics.jsonl", hosts)
-  hosts.processes[1].send_signal(signal.SIGTERM)
+  hosts.processes[1].send_signal(signal.Signals[name])
   done = hosts.wait()
   assert [code for code, _, _ in done] == [75, 75], done
   steps = {
-    re.search(r"stopped by SIGTERM at step (\d+) of 24, saved", err)[1]
+    re.search(
+      rf"stopped by {name} at step (\d+) of 24, saved; .* on all hosts\n", err
+    )[1]
     for _, _, err in done
   }
   assert len(steps) == 1

@@ -1,6 +1,7 @@
 """The roll call: who is missing, who differs, who fails, who is gone."""
 
 import contextlib
+import re
 import signal
 import socket
 import threading
@@ -40,9 +41,8 @@ class _Process:
     def run():
       try:
         self.peers = Connected(
-          Cluster(coordinator, count, number),
+          Cluster(coordinator, count, number, patience),
           self._stop,
-          patience=patience,
           end=self._end,
         )
         self.result = work(self.peers) if work else None
@@ -115,6 +115,42 @@ def test_those_that_are_missing_are_named_to_those_that_are_there(coordinator):
       "missing after 0 s: process 1, 3 of 4; there are: process 0 "
       f"({_HOST}), process 2 ({_HOST})"
     )
+
+
+def test_late_ones_are_named_while_they_are_waited_for(
+  coordinator, monkeypatch, capfd
+):
+  monkeypatch.setattr(hub_lib, "_REMINDER", 0.3)
+  first = _Process(
+    coordinator, 0, 3, patience=20, work=lambda p: p.each("x", 0)
+  )
+  second = _Process(coordinator, 2, 3, work=lambda p: p.each("x", 2))
+  while (out := capfd.readouterr().out).count("\n") == 0:
+    time.sleep(0.01)
+  assert re.search(r"missing after \d+ s: process 1.* of 3; there are: ", out)
+  assert "waiting for 20 s in all" in out
+  _Process(coordinator, 1, 3, work=lambda p: p.each("x", 1))
+  assert first.wait().result == second.wait().result == [0, 1, 2]
+  assert first.ended is None
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_one_that_fails_before_all_have_come_is_told_to_the_late(
+  coordinator, monkeypatch, failing
+):
+  monkeypatch.setattr("poison_jax.training.peers._GRACE", 0.2)
+  processes = {i: _Process(coordinator, i, 3) for i in (0, 1)}
+  for process in processes.values():
+    while process.peers is None:
+      time.sleep(0.01)
+  threading.Thread(
+    target=processes[failing].peers.fail, args=("no such file", 2), daemon=True
+  ).start()
+  time.sleep(0.5)
+  processes[2] = _Process(coordinator, 2, 3)
+  for number, process in processes.items():
+    text = "" if number == failing else f"process {failing} ({_HOST}): "
+    assert process.wait().ended == (text + "no such file" * (text != ""), 2)
 
 
 def test_without_process_0_nobody_waits_for_ever(coordinator):
@@ -262,14 +298,14 @@ def test_a_port_that_is_taken_is_one_line(coordinator):
 )
 def test_flags_that_make_no_cluster_are_refused(flags, says):
   with pytest.raises(UserError, match=says):
-    find_cluster(*flags)
+    find_cluster(*flags, patience=100)
 
 
 def test_flags_make_a_cluster_of_more_than_one():
-  found = find_cluster("10.0.0.2:8482", 4, 3)
-  assert found == Cluster("10.0.0.2:8482", 4, 3)
+  found = find_cluster("10.0.0.2:8482", 4, 3, patience=100)
+  assert found == Cluster("10.0.0.2:8482", 4, 3, 100)
   assert found.address == ("10.0.0.2", 8481)
-  assert find_cluster("10.0.0.2:8482", 1, 0) is None
+  assert find_cluster("10.0.0.2:8482", 1, 0, patience=100) is None
 
 
 _SLURM = {
@@ -290,8 +326,8 @@ def _slurm(monkeypatch, **changes):
 def test_slurm_tells_of_a_process_for_each_gpu(monkeypatch):
   _slurm(monkeypatch)
   port = 5000 % 4096 + 61440
-  found = find_cluster(None, None, None)
-  assert found == Cluster(f"node07:{port}", 16, 9, (1,), ports_below=4096)
+  found = find_cluster(None, None, None, patience=100)
+  assert found == Cluster(f"node07:{port}", 16, 9, 100, (1,), ports_below=4096)
   # Job 5001 has the next port: no job's roll call may be there.
   assert found.address == ("node07", port - 4096)
 
@@ -305,13 +341,13 @@ def test_slurms_only_task_on_a_node_has_all_its_gpus(monkeypatch, tasks):
     SLURM_LOCALID="0",
     SLURM_STEP_TASKS_PER_NODE=tasks,
   )
-  assert find_cluster(None, None, None).local_devices is None
+  assert find_cluster(None, None, None, patience=100).local_devices is None
 
 
 def test_one_process_alone_is_no_cluster(monkeypatch):
-  assert find_cluster(None, None, None) is None
+  assert find_cluster(None, None, None, patience=100) is None
   _slurm(monkeypatch, SLURM_NTASKS="1", SLURM_PROCID="0")
-  assert find_cluster(None, None, None) is None
+  assert find_cluster(None, None, None, patience=100) is None
 
 
 def test_a_detection_that_fails_is_one_line(monkeypatch):
@@ -324,4 +360,4 @@ def test_a_detection_that_fails_is_one_line(monkeypatch):
     fail,
   )
   with pytest.raises(CheckFailed, match="silent; give --coordinator"):
-    find_cluster(None, None, None)
+    find_cluster(None, None, None, patience=100)

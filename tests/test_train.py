@@ -6,6 +6,7 @@ import pathlib
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -147,6 +148,64 @@ def test_killed_at_any_moment_and_resumed_it_is_the_undisturbed_run(
     arguments = [f"--workdir={folder}"]
   _train(*arguments, code=0)
   _assert_equal_runs(folder, whole)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_in_the_first_seconds_is_no_failure(tmp_path, name):
+  # Comes while the heavy imports run.
+  process = subprocess.Popen(
+    [
+      sys.executable,
+      "-c",
+      "import os, signal, sys\n"
+      "class Signals:\n"
+      "  def find_spec(self, module, path=None, target=None):\n"
+      f"    if module == 'jax': os.kill(os.getpid(), signal.{name})\n"
+      "sys.meta_path.insert(0, Signals())\n"
+      "import runpy\n"
+      "runpy.run_module('poison_jax.train', run_name='__main__')\n",
+      "--config=configs/tiny.py",
+      f"--workdir={tmp_path}/run",
+    ],
+    stderr=subprocess.PIPE,
+    text=True,
+    cwd=_ROOT,
+  )
+  _, err = process.communicate(timeout=120)
+  assert process.returncode == 75
+  assert err == f"error: stopped by {name} before it began; start it again\n"
+  assert not (tmp_path / "run").exists()
+
+
+def test_check_reads_what_is_given_and_trains_nothing(tmp_path):
+  flags = ("--check", f"--workdir={tmp_path}/run")
+  assert _train(*flags, "--config=configs/tiny.py", code=0) == ("", "")
+  for wrong in ("--config.train.stepz=3", "--config.train.steps=-1"):
+    _, err = _train(*flags, "--config=configs/tiny.py", wrong, code=2)
+    assert "train.step" in err
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_of_one_before_the_roll_call_ends_all(tmp_path, failing):
+  with socket.socket() as probe:
+    probe.bind(("", 0))
+    coordinator = f"--coordinator=localhost:{probe.getsockname()[1]}"
+  processes = [
+    _start(
+      "--config=configs/" + ("nope.py" if i == failing else "tiny.py"),
+      f"--workdir={tmp_path}/run",
+      coordinator,
+      "--processes=2",
+      f"--process={i}",
+    )  # fmt: skip
+    for i in range(2)
+  ]
+  for i, process in enumerate(processes):
+    _, err = process.communicate(timeout=60)  # And not after 100 s.
+    assert process.returncode == 2
+    named = "" if i == failing else rf"process {failing} \(.*\): "
+    assert re.match(f"error: {named}--config=configs/nope.py: no such", err)
 
 
 @pytest.mark.slow

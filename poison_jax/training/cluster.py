@@ -8,8 +8,6 @@ from jax._src import clusters  # JAX has no public name for what it detects.
 
 from poison_jax.errors import CheckFailed, UserError
 
-# Seconds that a TPU host waits for the name of the first to be known.
-_PATIENCE = 100
 # For SLURM, JAX takes one of 4,096 ports by the job's number: the roll call of
 # one job must not have the port of the next.
 _PORTS_OF_JOBS = 4096
@@ -23,6 +21,7 @@ class Cluster:
     coordinator: "host:port" of process 0, where JAX's own service listens.
     count: of processes, at least 2.
     number: of this one, from 0.
+    patience: seconds until all must have come to the roll call.
     local_devices: ids of the devices that this process may use; None for all
       of its host's.
     ports_below: how far below the coordinator's the roll call's port is.
@@ -31,6 +30,7 @@ class Cluster:
   coordinator: str
   count: int
   number: int
+  patience: float
   local_devices: tuple[int, ...] | None = None
   ports_below: int = 1
 
@@ -42,7 +42,11 @@ class Cluster:
 
 
 def find_cluster(
-  coordinator: str | None, count: int | None, number: int | None
+  coordinator: str | None,
+  count: int | None,
+  number: int | None,
+  *,
+  patience: int,
 ) -> Cluster | None:
   """Returns the cluster that the flags or the environment tell of.
 
@@ -54,6 +58,8 @@ def find_cluster(
       the environment tells.
     count: of processes.
     number: of this one.
+    patience: seconds until all must have come; on TPU also until the name of
+      the first is known.
 
   Returns:
     None where there is but one process.
@@ -63,12 +69,16 @@ def find_cluster(
     CheckFailed: the environment tells of other processes, and not where.
   """
   given = (coordinator, count, number)
-  cluster = _detected() if given == (None,) * 3 else _checked(*given)
+  detect = given == (None,) * 3
+  cluster = _detected(patience) if detect else _checked(*given, patience)
   return cluster if cluster is not None and cluster.count > 1 else None
 
 
 def _checked(
-  coordinator: str | None, count: int | None, number: int | None
+  coordinator: str | None,
+  count: int | None,
+  number: int | None,
+  patience: int,
 ) -> Cluster:
   if coordinator is None or count is None or number is None:
     raise UserError(
@@ -90,14 +100,14 @@ def _checked(
     raise UserError(
       f"--process={number} must be from 0 to {count - 1} (--processes={count})"
     )
-  return Cluster(coordinator, count, number)
+  return Cluster(coordinator, count, number, patience)
 
 
-def _detected() -> Cluster | None:
+def _detected(patience: int) -> Cluster | None:
   try:
     coordinator, count, number, local = (
       clusters.ClusterEnv.auto_detect_unset_distributed_params(
-        None, None, None, None, None, _PATIENCE
+        None, None, None, None, None, patience
       )
     )
   except Exception as error:  # Of many kinds: metadata, variables, names.
@@ -114,6 +124,7 @@ def _detected() -> Cluster | None:
     coordinator,
     count,
     number,
+    patience,
     None if local is None else tuple(local),
     ports_below=_PORTS_OF_JOBS,
   )

@@ -9,6 +9,7 @@ import contextlib
 import json
 import threading
 import time
+from collections.abc import Set
 from multiprocessing.connection import Connection, Listener
 from typing import Any
 
@@ -18,6 +19,10 @@ from poison_jax.errors import CheckFailed, Stopped, UserError
 # `SILENCE` without, it counts as gone. One that is killed is noticed at once.
 BEAT = 5.0
 SILENCE = 60.0
+# While some are still missing, it says so this often.
+_REMINDER = 100.0
+# Seconds that it waits for those who come late, to tell them that one failed.
+FAREWELL = 10.0
 _MOST_BYTES = 1 << 20
 
 Message = dict[str, Any]
@@ -84,15 +89,16 @@ class Hub:
     self._changed = threading.Condition()
     self._members: dict[int, tuple[str, Wire]] = {}
     self._left: set[int] = set()
+    self._failed: Message | None = None
     self._said: dict[str, dict[int, Any]] = {}
     for work in (self._accept, self._call_the_roll, self._beat):
       threading.Thread(target=work, daemon=True).start()
 
   def wait_until_left(self, seconds: float) -> None:
-    """Returns once every process but this has left, or after `seconds`."""
+    """Returns once all but this have come and left, or after `seconds`."""
     with self._changed:
       self._changed.wait_for(
-        lambda: self._members.keys() - {0} <= self._left, seconds
+        lambda: self._left >= set(range(1, self._count)), seconds
       )
 
   def _accept(self) -> None:
@@ -135,6 +141,8 @@ class Hub:
       if there is None and count == self._count and number in range(count):
         self._members[number] = (host, wire)
         self._changed.notify_all()
+        if self._failed is not None:  # Before this one came.
+          wire.send(self._failed)
         return number
     why = (
       f"{self._name(number)} has come already"
@@ -158,10 +166,8 @@ class Hub:
         if said := self._collect(number, about, facts):
           self._tell({"about": about, "answer": self._difference(said)})
       case {"failed": why, "code": code}:
-        with self._changed:
-          self._left.add(number)
         text = f"{self._name(number)}: {why}"
-        self._tell({"failed": text, "code": code}, but=number)
+        self._fail(number, {"failed": text, "code": code})
       case {"bye": _}:
         with self._changed:
           self._left.add(number)
@@ -186,10 +192,23 @@ class Hub:
           )
     return None
 
-  def _tell(self, message: Message, *, but: int | None = None) -> None:
+  def _fail(self, failed: int, message: Message) -> None:
+    """Tells all that one failed, those who come late too."""
+    with self._changed:
+      self._left.add(failed)
+      self._failed = self._failed or message
+      self._changed.notify_all()
+    self._tell(message, but={0, failed})
+    with self._changed:
+      self._changed.wait_for(
+        lambda: len(self._members) == self._count, FAREWELL
+      )
+    self._tell(message, but=set(self._members) - {0} | {failed})
+
+  def _tell(self, message: Message, *, but: Set[int] = frozenset()) -> None:
     # Process 0 last: it may end at this, and all of this with it.
     for number, (_, wire) in sorted(self._members.items(), reverse=True):
-      if number != but:
+      if number not in but:
         wire.send(message)
 
   def _beat(self) -> None:
@@ -199,21 +218,26 @@ class Hub:
         wire.beat()
 
   def _call_the_roll(self) -> None:
-    with self._changed:
-      if self._changed.wait_for(
-        lambda: len(self._members) == self._count, self._patience
-      ):
-        return
-      missing = sorted(set(range(self._count)) - self._members.keys())
-      there = ", ".join(self._name(i) for i in sorted(self._members))
-    numbers = ", ".join(map(str, missing))
-    self._tell(
-      {
-        "lost": f"missing after {self._patience:.0f} s: process {numbers} of "
-        f"{self._count}; there are: {there}",
-        "code": CheckFailed.code,
-      }
-    )
+    began = time.monotonic()
+    while True:
+      waited = time.monotonic() - began
+      left = self._patience - waited
+      with self._changed:
+        if self._changed.wait_for(
+          lambda: len(self._members) == self._count, min(left, _REMINDER)
+        ):
+          return
+        missing = sorted(set(range(self._count)) - self._members.keys())
+        there = ", ".join(self._name(i) for i in sorted(self._members))
+      waited = self._patience if left <= _REMINDER else waited + _REMINDER
+      text = (
+        f"missing after {waited:.0f} s: process "
+        f"{', '.join(map(str, missing))} of {self._count}; there are: {there}"
+      )
+      if left <= _REMINDER:
+        break
+      print(f"{text}; waiting for {self._patience:.0f} s in all", flush=True)
+    self._tell({"lost": text, "code": CheckFailed.code})
 
   def _name(self, number: int) -> str:
     host = self._members[number][0] if number in self._members else "?"

@@ -43,6 +43,7 @@ def train(
   *,
   profile: int,
   cluster: Cluster | None = None,
+  stop: StopSignals | None = None,
 ) -> None:
   """Trains the run in `workdir` to its end, from where it stopped.
 
@@ -51,6 +52,7 @@ def train(
     workdir: the run's folder, local or gs://.
     profile: steps to trace into `workdir`/profile; 0 for none.
     cluster: the processes that share the run; None for this one alone.
+    stop: signals of this process, where the command listens to them already.
 
   Raises:
     UserError: something that the user gave can't be used.
@@ -63,7 +65,10 @@ def train(
   if host_memory.only_cpu():
     host_memory.keep_freed_memory()  # Before anything asks for devices.
   xla_flags.set_overlap_flags()  # Likewise.
-  with StopSignals() as stop, peers_lib.joined(cluster, stop) as peers:
+  with (
+    stop or StopSignals() as stop,
+    peers_lib.joined(cluster, stop) as peers,
+  ):
     if cluster is not None:
       peers.agree("what to do", run_lib.identity(asked, workdir))
       peers_lib.start_jax(cluster, stop)
@@ -129,7 +134,7 @@ def _train(
   if stop.received is not None:  # Nothing is lost; an evaluation may be long.
     raise Stopped(
       f"stopped by {stop.name} at step {start} of {run.steps}, before "
-      f"a step; go on with python -m poison_jax.train --workdir={workdir}"
+      f"a step; {_go_on(workdir, peers)}"
     )
   train_step = step_lib.make_train_step(run.decoder, optimizer, config, mesh)
 
@@ -202,10 +207,11 @@ def _train(
       clock.enter("train")
       if stopping and not last:
         saver.wait()
-        peers.agree("saved", {})
+        # SIGINT is known where it came, and is SIGTERM to the others.
+        name = min(peers.each("saved", stop.name))
         raise Stopped(
-          f"stopped by {stop.name} at step {done} of {run.steps}, saved; "
-          f"go on with python -m poison_jax.train --workdir={workdir}"
+          f"stopped by {name} at step {done} of {run.steps}, saved; "
+          f"{_go_on(workdir, peers)}"
         )
   print(_ending(run, workdir, clock))
 
@@ -319,6 +325,11 @@ def _clock(run: Run) -> Clock:
     flops_per_token=run.flops.total,
     peak_flops=None if peak is None else peak * len(devices),
   )
+
+
+def _go_on(workdir: str, peers: Peers) -> str:
+  where = " on all hosts" if peers.count > 1 else ""
+  return f"go on with python -m poison_jax.train --workdir={workdir}{where}"
 
 
 def _ending(run: Run, workdir: str, clock: Clock) -> str:

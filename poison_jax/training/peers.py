@@ -7,8 +7,10 @@ before JAX starts until the run ends.
 """
 
 import contextlib
+import dataclasses
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -24,8 +26,6 @@ from poison_jax.training.cluster import Cluster
 from poison_jax.training.hub import Hub, Message, Wire
 from poison_jax.training.stop import StopSignals
 
-# Seconds until every process must have come to the roll call.
-PATIENCE = 100.0
 _ATTEMPT = 5.0
 # Seconds that a process has to end by itself once another has failed: most
 # errors come to all alike, and each then ends in order.
@@ -100,7 +100,6 @@ class Connected:
     cluster: Cluster,
     stop: StopSignals,
     *,
-    patience: float = PATIENCE,
     end: Callable[[str, int], None] | None = None,
   ):
     """Comes to the roll call.
@@ -108,7 +107,6 @@ class Connected:
     Args:
       cluster: of which this is one.
       stop: signals of this process.
-      patience: seconds until all must have come.
       end: ends the process with a message and an exit code.
 
     Raises:
@@ -126,9 +124,9 @@ class Connected:
     self._closing = False
     self._hub = None
     if self.number == 0:
-      self._hub = Hub(cluster.address[1], self.count, patience=patience)
+      self._hub = Hub(cluster.address[1], self.count, patience=cluster.patience)
     self._coordinator = f"process 0 ({cluster.address[0]})"
-    self._wire = Wire(self._connect(cluster, patience))
+    self._wire = Wire(self._connect(cluster))
     self._wire.send(
       {
         "number": self.number,
@@ -159,7 +157,7 @@ class Connected:
     self._closing = True  # Whatever becomes of the others now.
     self._wire.send({"failed": message, "code": code})
     if self._hub is not None:  # It lives here, and they still need it.
-      self._hub.wait_until_left(2 * _GRACE)
+      self._hub.wait_until_left(hub_lib.FAREWELL)
     self._end_process("", code)
 
   def await_verdict(self) -> None:
@@ -177,8 +175,8 @@ class Connected:
     if self._hub is not None:
       self._hub.wait_until_left(_GRACE)
 
-  def _connect(self, cluster: Cluster, patience: float) -> Connection:
-    deadline = time.monotonic() + patience
+  def _connect(self, cluster: Cluster) -> Connection:
+    deadline = time.monotonic() + cluster.patience
     host, port = cluster.address
     if self.number == 0:
       host = "localhost"
@@ -192,7 +190,7 @@ class Connected:
         if time.monotonic() > deadline:
           raise CheckFailed(
             f"process {self.number} ({socket.gethostname()}) can't reach "
-            f"process 0 at {host}:{port} for {patience:.0f} s "
+            f"process 0 at {host}:{port} for {cluster.patience:.0f} s "
             f"({error.strerror or error}): is it running, and the port open?"
           ) from error
       time.sleep(0.2)
@@ -262,8 +260,7 @@ def joined(cluster: Cluster | None, stop: StopSignals):
     yield Alone(stop)
     return
   peers = _joined = Connected(cluster, stop)
-  if peers.number != 0:
-    _hush()
+  _hush(all_of_it=peers.number != 0)
   try:
     yield peers
   except Exception as error:
@@ -271,6 +268,22 @@ def joined(cluster: Cluster | None, stop: StopSignals):
       peers.await_verdict()
     raise
   peers.close()
+
+
+def has_joined() -> bool:
+  """Says whether this process has come to the roll call."""
+  return _joined is not None
+
+
+def join_to_leave(cluster: Cluster) -> None:
+  """Comes to the roll call to tell of an error before it: `leave` is next.
+
+  Raises:
+    UserError, CheckFailed: see `Connected`; the others won't hear of it.
+  """
+  global _joined
+  brief = dataclasses.replace(cluster, patience=hub_lib.FAREWELL)
+  _joined = Connected(brief, StopSignals())
 
 
 def leave(message: str, code: int) -> None:
@@ -295,10 +308,16 @@ def start_jax(cluster: Cluster, stop: StopSignals) -> None:
   stop.pass_on()
 
 
-def _hush() -> None:
-  """Sends this process's standard output nowhere: process 0 tells all."""
+def _hush(*, all_of_it: bool) -> None:
+  """Sends standard output nowhere, all of it or what libraries print.
+
+  Process 0 tells all; but what Gloo prints isn't the run's.
+  """
+  sys.stdout.flush()
+  if not all_of_it:
+    sys.stdout = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding)
   nowhere = os.open(os.devnull, os.O_WRONLY)
-  os.dup2(nowhere, 1)  # What libraries print, too.
+  os.dup2(nowhere, 1)
   os.close(nowhere)
 
 

@@ -7,32 +7,40 @@ import types
 class StopSignals:
   """Remembers the first SIGTERM or SIGINT instead of dying of it.
 
-  A context manager; the handlers of before come back at its end. A second
-  SIGINT (an impatient Ctrl-C) interrupts at once, nothing saved.
+  A context manager, which may be entered again inside; the handlers of before
+  come back at the outer end. A second SIGINT (an impatient Ctrl-C) interrupts
+  at once, nothing saved.
   """
 
   def __init__(self):
     self.received: signal.Signals | None = None
+    self._passed_on = signal.SIGTERM
+    self._entered = 0
     self._before = {}
 
   def __enter__(self):
-    for number in (signal.SIGTERM, signal.SIGINT):
-      self._before[number] = signal.signal(number, self._handle)
+    self._entered += 1
+    if self._entered == 1:
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._before[number] = signal.signal(number, self._handle)
     return self
 
   def __exit__(self, *_):
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
+    self._entered -= 1
+    if self._entered == 0:
+      for number, handler in self._before.items():
+        signal.signal(number, handler)
 
   @property
   def name(self) -> str:
-    """The signal's; where another process had it, of what it became here."""
-    return (self.received or signal.SIGTERM).name
+    """The signal's; SIGTERM where another process may have had it."""
+    return (self.received or self._passed_on).name
 
   def pass_on(self) -> None:
     """From now on another handler has SIGTERM; SIGINT comes to it as that."""
 
     def handle(*_) -> None:
+      self._passed_on = signal.SIGINT
       signal.signal(signal.SIGINT, self._before[signal.SIGINT])
       signal.raise_signal(signal.SIGTERM)
 
