@@ -32,76 +32,42 @@ dry_run=''
 poll=30      # Seconds between two looks.
 grace=300    # Seconds that training has to save when a pod is asked to end.
 restarts=100 # Of the whole job set.
+# Seconds that pods wait for those whose nodes or images come later: a pod that
+# gives up fails the whole job set, and the nodes cost whether it waits or not.
+patience=3600
 
-name='' bucket='' cluster='' zone='' project='' type='' slices='' tier=''
-parts='' part='' arguments=() has_arguments=''
+name='' bucket='' cluster='' zone='' project='' type='' slices='' tier='' spot=''
+reservation='' parts='' part='' arguments=() has_arguments=''
+verbs="create image prepare run logs status stop delete"
+options="name bucket cluster zone project type slices reservation parts part"
+switches="spot"
 settings="cluster zone project type slices tier"
-known="--name --bucket --cluster --zone --project --type --slices --spot \
---reservation --parts --part --dry-run"
-
-parse() { # ARGUMENT...
-  local argument
-  case ${1:-} in
-    create | image | prepare | run | logs | status | stop | delete)
-      verb=$1 && shift
-      ;;
-    '' | -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "$0" && exit 0 ;;
-    *)
-      fail 2 "unknown command '$1'; known are create, image, prepare, run," \
-        "logs, status, stop and delete"
-      ;;
-  esac
-  while [ $# -gt 0 ]; do
-    argument=$1 && shift
-    case $argument in
-      --name=*) name=${argument#*=} ;;
-      --bucket=*) bucket=${argument#*=} ;;
-      --cluster=*) cluster=${argument#*=} ;;
-      --zone=*) zone=${argument#*=} ;;
-      --project=*) project=${argument#*=} ;;
-      --type=*) type=${argument#*=} ;;
-      --slices=*) slices=${argument#*=} ;;
-      --spot | --reservation=?*) tier=$argument ;;
-      --parts=*) parts=${argument#*=} ;;
-      --part=*) part=${argument#*=} ;;
-      --dry-run) dry_run=1 ;;
-      --)
-        arguments=("$@") has_arguments=1
-        break
-        ;;
-      *)
-        fail 2 "unknown argument '$argument'; known are $known, each with =VALUE" \
-          "where it takes one, and -- before the arguments of the training"
-        ;;
-    esac
-  done
-}
 
 check() {
-  local key
   # xpk takes 40 characters at most, and a job's name adds some.
   [[ $name =~ ^[a-z]([-a-z0-9]{0,28}[a-z0-9])?$ ]] ||
     fail 2 "--name='$name': give up to 30 small letters, digits and hyphens"
-  [[ $bucket == gs://?* ]] ||
-    fail 2 "--bucket='$bucket': give the bucket that keeps the run, as" \
-      "--bucket=gs://my-bucket"
-  [[ -z $part || $part =~ ^[0-9]+/[0-9]+$ ]] ||
-    fail 2 "--part='$part': give one part of all, counted from 0, as --part=3/16"
+  check_options
+  only_for prepare --parts "$parts"
+  only_for "run prepare" -- "$has_arguments"
   [[ -z $parts || $parts =~ ^[1-9][0-9]*$ ]] ||
     fail 2 "--parts='$parts': give a number, as --parts=64"
-  bucket=${bucket%/}
-  home=$bucket/launch/$name
+  [ -z "$parts" ] || [ -z "$part" ] ||
+    fail 2 "--parts writes them all, --part=I/N one alone: give one of them"
+  tier=${spot:+--spot}${reservation:+--reservation=$reservation}
+  [ -z "$spot" ] || [ -z "$reservation" ] || fail 2 "give --spot or --reservation"
   need gcloud "install it from https://cloud.google.com/sdk/docs/install," \
     "then run gcloud init"
   need kubectl "gcloud components install kubectl gke-gcloud-auth-plugin"
+  need gke-gcloud-auth-plugin "gcloud components install gke-gcloud-auth-plugin"
   need xpk "pip install xpk, in a virtual environment of its own"
-  read_settings
-  slices=${slices:-1} cluster=${cluster:-poison-jax}
-  for key in zone project type; do
-    [ -n "${!key}" ] || fail 2 "--$key is missing${dry_run:+ (a dry run reads \
-nothing from the bucket)}: $home/settings doesn't tell it either"
-  done
-  place=("--zone=$zone" "--project=$project")
+  changeable=''
+  # A run may take fewer slices than the cluster has.
+  case $verb in create | run) changeable="type slices tier" ;; esac
+  load_settings
+  cluster=${cluster:-poison-jax}
+  [[ $cluster =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
+    fail 2 "--cluster='$cluster': give up to 40 small letters, digits and hyphens"
   region=${zone%-*} # xpk makes regional clusters.
   repository=$region-docker.pkg.dev/$project/poison-jax
 }
@@ -116,7 +82,8 @@ do_create() {
   ! grep -qiE 'quota|RESOURCE_EXHAUSTED|stockout' "$tmp/error" ||
     fail 2 "no room for $slices x $type in $zone: $(problem). Ask for quota at" \
       "https://console.cloud.google.com/iam-admin/quotas?project=$project, or try" \
-      "another --zone or --type; give 'delete', for what is there costs"
+      "another --type, or --zone with another --name; give 'delete' first, for" \
+      "what is there costs"
   fail 2 "xpk couldn't make the cluster: give 'create' again, or 'delete', for" \
     "what is there costs"
 }
@@ -124,6 +91,13 @@ do_create() {
 choose_image() { # of the commit that is checked out
   commit=$(checked_commit)
   image=$repository/code:$commit
+}
+
+need_image() {
+  choose_image
+  ask '' gcloud artifacts docker images describe "$image" >/dev/null \
+    2>"$tmp/error" || fail 2 "there is no image of commit $commit" \
+    "($(problem)): give 'image' first"
 }
 
 do_image() {
@@ -154,13 +128,14 @@ exists() { # KIND NAME
 }
 
 do_run() {
-  [ -n "$has_arguments" ] || fail 2 "give the arguments of the training after --," \
-    "as -- --config=configs/dos.py:size=13b"
-  choose_image
+  choose_arguments
+  need_image
   connect
   ! exists jobset "$name" ||
     fail 2 "$name exists already: see it with status; stop, then run, starts it" \
       "again, from its last checkpoint"
+  save_settings
+  keep_arguments
   # exec: the shell that xpk sends SIGTERM to then is worker.sh, which hands it
   # on. It also keeps xpk from restarting after 42 and 127 to 255.
   run xpk workload create --workload="$name" --cluster="$cluster" \
@@ -168,9 +143,8 @@ do_run() {
     --docker-image="$image" --max-restarts="$restarts" \
     --restart-on-exit-codes=75 --termination-grace-period-seconds="$grace" \
     --command="exec bash launch/worker.sh contain $(
-      train_command ${arguments[@]+"${arguments[@]}"}
-    )" || fail 2 "xpk refused the workload (its message stands above); was" \
-    "'image' given for this commit?"
+      train_command "--patience=$patience" ${arguments[@]+"${arguments[@]}"}
+    )" || fail 2 "xpk refused the workload (its message stands above)"
   say "submitted: see it with status, follow it with logs"
 }
 
@@ -236,7 +210,8 @@ do_prepare() {
   local job=$name-prepare lost
   [ -n "$has_arguments" ] && [ -n "$parts$part" ] ||
     fail 2 "give --parts=N, and the arguments of poison_jax.prepare after --"
-  choose_image
+  check_for_hosts poison_jax.prepare "${arguments[@]}"
+  need_image
   connect
   if [ -n "$part" ]; then
     work "$job" 1 "--part=$part" || fail 1 "part $part failed: kubectl logs job/$job"
@@ -289,8 +264,10 @@ do_delete() {
   fi
   run xpk cluster delete --cluster="$cluster" "${place[@]}" --force ||
     fail 2 "cluster $cluster isn't deleted, and still costs (xpk's message above)"
+  had_arguments || true
+  find_folder
   say "cluster $cluster is deleted; the images stay in $repository, the run in" \
-    "$bucket/runs/$name"
+    "$folder"
 }
 
 parse "$@"

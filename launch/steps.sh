@@ -1,4 +1,5 @@
-# shellcheck shell=bash disable=SC2154  # The scripts that source it set them.
+# shellcheck shell=bash
+# shellcheck disable=SC2154,SC2034  # Set or used by the scripts that source it.
 # What the launch scripts share. Each step is printed with --dry-run and
 # executed without; both go through here. Sourced after `dry_run=`, with
 # descriptor 3 open on standard output. For bash 3.2 and later.
@@ -8,6 +9,107 @@ fail() { # CODE MESSAGE...
   shift
   echo "error: $*" >&2
   exit "$code"
+}
+
+usage() { # SCRIPT, whose head it is
+  sed -n '2,/^set/{/^set/d;/^#SBATCH/d;s/^# \{0,1\}//;p;}' "$1"
+  exit 0
+}
+
+is_one_of() { # WORD "WORD..."
+  case " $2 " in *" $1 "*) ;; *) return 1 ;; esac
+}
+
+# Reads the command line: sets `verb`, a variable named like each option, and
+# `arguments`. The script has set `verbs`, `options`, which take a value, and
+# `switches`, which don't.
+parse() { # ARGUMENT...
+  local argument key
+  case ${1:-} in '' | -h | --help) usage "launch/${0##*/}" ;; esac
+  verb=$1 && shift
+  is_one_of "$verb" "$verbs" ||
+    fail 2 "unknown command '$verb'; known are $verbs; it stands first"
+  while [ $# -gt 0 ]; do
+    argument=$1 && shift
+    key=${argument#--} && key=${key%%=*}
+    case $argument in
+      -h | --help) usage "launch/${0##*/}" ;;
+      --dry-run) dry_run=1 && continue ;;
+      --)
+        arguments=("$@") has_arguments=1
+        return
+        ;;
+      --*=*)
+        is_one_of "$key" "$options" &&
+          printf -v "${key//-/_}" %s "${argument#*=}" && continue
+        ;;
+      --*)
+        is_one_of "$key" "$switches" && printf -v "${key//-/_}" %s 1 && continue
+        ! is_one_of "$key" "$options" || fail 2 "$argument: give it as $argument=VALUE"
+        ;;
+    esac
+    fail 2 "unknown argument '$argument'; known are --${options// /=, --}=," \
+      "--${switches// /, --} and --dry-run; the arguments of the training or of" \
+      "prepare come after --"
+  done
+}
+
+# Refuses an option that the command has no use for.
+only_for() { # VERBS OPTION VALUE
+  [ -z "$3" ] || is_one_of "$verb" "$1" ||
+    fail 2 "$2 is nothing to '$verb': it is for ${1// / and }"
+}
+
+# What can be told wrong before anything is asked for.
+check_options() {
+  [[ $bucket == gs://?* ]] ||
+    fail 2 "--bucket='$bucket': give the bucket that keeps the run, as" \
+      "--bucket=gs://my-bucket"
+  bucket=${bucket%/}
+  home=$bucket/launch/$name
+  only_for prepare --part "$part"
+  [ -z "$part" ] || { [[ $part =~ ^0*([0-9]+)/0*([0-9]+)$ ]] &&
+    [ "${BASH_REMATCH[1]}" -lt "${BASH_REMATCH[2]}" ]; } ||
+    fail 2 "--part='$part': give one part of all, counted from 0, as --part=3/16"
+}
+
+# Where it all is: from the command line, or else from the bucket.
+load_settings() {
+  local key
+  read_settings
+  slices=${slices:-1}
+  [[ $slices =~ ^[1-9][0-9]*$ ]] ||
+    fail 2 "--slices='$slices': give a number from 1"
+  for key in zone project type; do
+    [ -n "${!key}" ] || fail 2 "--$key is missing${dry_run:+ (a dry run reads \
+nothing from the bucket)}: $home/settings doesn't tell it either"
+  done
+  [[ $type =~ ^v[0-9]+[a-z]*-[0-9]+$ ]] ||
+    fail 2 "--type='$type': give the accelerator type, as v5p-128 or v5litepod-64"
+  [[ $zone =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]] ||
+    fail 2 "--zone='$zone': give a zone, as us-east5-a"
+  place=("--zone=$zone" "--project=$project")
+}
+
+# Lets poison_jax itself read what it will be given, before anything costs.
+check_given() { # MODULE ARGUMENT...
+  [ ! -x .venv/bin/python ] || .venv/bin/python -m "$@" --check >/dev/null || exit 2
+}
+
+# Likewise, what hosts will be given that have the code of the last commit.
+check_for_hosts() { # MODULE ARGUMENT...
+  local argument file
+  for argument in "${@:2}"; do
+    file=${argument#--config=} && file=${file%%:*}
+    [ "$argument" = "${argument#--config=}" ] || [ ! -e "$file" ] ||
+      git cat-file -e "HEAD:./$file" 2>/dev/null ||
+      fail 2 "$file isn't in the last commit, which is what the hosts get:" \
+        "git add it, and commit"
+  done
+  [ -x .venv/bin/python ] ||
+    say "no .venv here, so what follows -- is first read on the hosts" \
+      "(bash launch/environment.sh requirements.txt makes it)"
+  check_given "$@"
 }
 
 # Prints words as one line that a shell reads back.
@@ -89,8 +191,8 @@ problem() { # The line of gcloud's error that says most.
 
 # A run keeps what it was asked for in the bucket, so that later commands need
 # not be told, on any machine: the variables that `settings` names, in
-# `$home/settings`. What the command line says goes before. Sets `kept` to what
-# was read.
+# `$home/settings`. The command line may tell those in `changeable` otherwise.
+# Sets `kept` to what was read.
 read_settings() {
   local key value
   kept=''
@@ -101,17 +203,23 @@ read_settings() {
   fi
   while IFS='=' read -r key value; do
     case " $settings " in *" $key "*)
-      case $key in cluster | zone | project) # Elsewhere, another one would be made.
-        [ -z "${!key}" ] || [ "${!key}" = "$value" ] ||
-          fail 2 "--$key=${!key}: $name is in $value ($home/settings); leave it" \
-            "out, or give another --name (-- --workdir=gs://... goes on there)"
-        ;;
-      esac
+      is_one_of "$key" "$changeable" || [ -z "${!key}" ] ||
+        [ "${!key}" = "$value" ] || is_elsewhere "$key" "$value"
       [ -n "${!key}" ] || printf -v "$key" %s "$value"
       kept+="$key=$value "
       ;;
     esac
   done <"$tmp/settings"
+}
+
+is_elsewhere() { # KEY VALUE: there, another one would be made
+  local given="--${1//_/-}=${!1}" has="has"
+  case $1 in
+    tier) given=${!1} ;;
+    cluster | zone | project) has="is in" ;;
+  esac
+  fail 2 "$given: $name $has ${2:-neither --spot nor --reserved}, by $home/settings; leave it out, or" \
+    "give another --name (-- --workdir=gs://... goes on there)"
 }
 
 save_settings() {
@@ -120,15 +228,53 @@ save_settings() {
   keep "${text%$'\n'}" "$home/settings"
 }
 
-# Runs a command, handing SIGTERM on to it, and sets `code` to its exit code.
+# Runs a command, handing SIGTERM on to it, and sets `code` to its exit code. One
+# that dies of it, as Python does while it starts, has begun nothing: 75.
 forward() { # COMMAND...
-  local child interrupted=1
+  local child interrupted=1 stopped=''
   "$@" &
   child=$!
-  trap 'interrupted=1; kill -TERM "$child" 2>/dev/null || true' TERM INT
+  trap 'interrupted=1 stopped=1; kill -TERM "$child" 2>/dev/null || true' TERM INT
   while [ -n "$interrupted" ]; do
     interrupted=''
     wait "$child" && code=0 || code=$?
+  done
+  [ -z "$stopped" ] || [ "$code" != 143 ] || code=75
+}
+
+# The arguments of the training: given, or else those that it had. Read by
+# poison_jax before anything costs.
+choose_arguments() {
+  if [ -z "$has_arguments" ]; then
+    had_arguments || fail 2 "nothing to run: give the arguments of the training" \
+      "after --, as -- --config=configs/dos.py:size=13b"
+  fi
+  find_folder
+  [ -z "$has_arguments" ] || check_for_hosts poison_jax.train \
+    "--workdir=$folder" ${arguments[@]+"${arguments[@]}"}
+}
+
+# Reads the arguments that the training had; false where it had none.
+had_arguments() {
+  local line text
+  text=$(ask '' gcloud storage cat "$home/command" 2>/dev/null) || return 1
+  [ -n "$text" ] || return 0
+  while IFS= read -r line; do arguments+=("$line"); done <<<"$text"
+}
+
+keep_arguments() {
+  local line text=''
+  [ -n "$has_arguments" ] || return 0
+  for line in ${arguments[@]+"${arguments[@]}"}; do text+=$line$'\n'; done
+  keep "${text%$'\n'}" "$home/command"
+}
+
+# Sets `folder` to the run's.
+find_folder() {
+  local argument
+  folder=$bucket/runs/$name
+  for argument in ${arguments[@]+"${arguments[@]}"}; do
+    case $argument in --workdir=*) folder=${argument#*=} ;; esac
   done
 }
 
@@ -136,8 +282,9 @@ forward() { # COMMAND...
 # compiled programs in the bucket.
 train_command() { # ARGUMENT...
   local all argument
+  find_folder
   all=(python -m poison_jax.train "$@")
-  case " $* " in *" --workdir="*) ;; *) all+=("--workdir=$bucket/runs/$name") ;; esac
+  is_one_of "--workdir=$folder" "$*" || all+=("--workdir=$folder")
   for argument in "$@"; do # Only a --config can be overridden.
     case $argument in --config=*)
       all+=("--config.runtime.compilation_cache=$bucket/cache")

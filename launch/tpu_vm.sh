@@ -35,80 +35,32 @@ dry_run=''
 
 poll=30 # Seconds between two looks.
 
-name='' bucket='' zone='' project='' type='' slices='' tier=''
-runtime_version='' part='' of='' delete_when_done=''
+name='' bucket='' zone='' project='' type='' slices='' tier='' spot=''
+reserved='' runtime_version='' part='' of='' delete_when_done=''
 arguments=() has_arguments=''
+verbs="up create setup prepare run logs status stop delete"
+options="name bucket zone project type slices runtime-version part of"
+switches="spot reserved delete-when-done"
 settings="zone project type slices tier runtime_version"
-known="--name --bucket --zone --project --type --slices --spot --reserved \
---runtime-version --part --of --delete-when-done --dry-run"
-
-parse() { # ARGUMENT...
-  local argument
-  case ${1:-} in
-    up | create | setup | prepare | run | logs | status | stop | delete)
-      verb=$1 && shift
-      ;;
-    '' | -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "$0" && exit 0 ;;
-    *)
-      fail 2 "unknown command '$1'; known are up, create, setup, prepare, run," \
-        "logs, status, stop and delete"
-      ;;
-  esac
-  while [ $# -gt 0 ]; do
-    argument=$1 && shift
-    case $argument in
-      --name=*) name=${argument#*=} ;;
-      --bucket=*) bucket=${argument#*=} ;;
-      --zone=*) zone=${argument#*=} ;;
-      --project=*) project=${argument#*=} ;;
-      --type=*) type=${argument#*=} ;;
-      --slices=*) slices=${argument#*=} ;;
-      --spot | --reserved) tier=$argument ;;
-      --runtime-version=*) runtime_version=${argument#*=} ;;
-      --part=*) part=${argument#*=} ;;
-      --of=*) of=${argument#*=} ;;
-      --delete-when-done) delete_when_done=1 ;;
-      --dry-run) dry_run=1 ;;
-      --)
-        arguments=("$@") has_arguments=1
-        break
-        ;;
-      *)
-        fail 2 "unknown argument '$argument'; known are $known, each with =VALUE" \
-          "where it takes one, and -- before the arguments of the training"
-        ;;
-    esac
-  done
-}
 
 check() {
   [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
     fail 2 "--name='$name': give small letters, digits and hyphens, as --name=a"
-  [[ $bucket == gs://?* ]] ||
-    fail 2 "--bucket='$bucket': give the bucket that keeps the run, as" \
-      "--bucket=gs://my-bucket"
-  [[ -z $part || $part =~ ^[0-9]+/[0-9]+$ ]] ||
-    fail 2 "--part='$part': give one part of all, counted from 0, as --part=3/16"
+  check_options
+  only_for "logs status" --of "$of"
+  only_for up --delete-when-done "$delete_when_done"
+  only_for "up run prepare" -- "$has_arguments"
   case $of in '' | train | prepare | finish) ;; *)
     fail 2 "--of='$of': known are train, prepare and finish"
     ;;
   esac
-  bucket=${bucket%/}
-  home=$bucket/launch/$name
+  tier=${spot:+--spot}${reserved:+--reserved}
+  [ -z "$spot" ] || [ -z "$reserved" ] || fail 2 "give --spot or --reserved"
   need gcloud "install it from https://cloud.google.com/sdk/docs/install," \
     "then run gcloud init"
-}
-
-load_settings() {
-  local key
-  read_settings
-  slices=${slices:-1}
-  [[ $slices =~ ^[1-9][0-9]*$ ]] ||
-    fail 2 "--slices='$slices': give a number from 1"
-  for key in zone project type; do
-    [ -n "${!key}" ] || fail 2 "--$key is missing${dry_run:+ (a dry run reads \
-nothing from the bucket)}: $home/settings doesn't tell it either"
-  done
+  changeable=''
+  case $verb in up | create) changeable="type slices tier runtime_version" ;; esac
+  load_settings
   [ -n "$runtime_version" ] || case $type in
     v5p-*) runtime_version=v2-alpha-tpuv5 ;;
     v5litepod-*) runtime_version=v2-alpha-tpuv5-lite ;;
@@ -119,7 +71,6 @@ nothing from the bucket)}: $home/settings doesn't tell it either"
         "another, give --runtime-version too"
       ;;
   esac
-  place=("--zone=$zone" "--project=$project")
 }
 
 nodes() {
@@ -145,14 +96,15 @@ no_quota() {
 }
 
 create_slice() {
-  local options=(--node-id="$name")
+  local ids=(--node-id="$name") asked before=$kept
+  asked="type=$type slices=$slices tier=$tier runtime_version=$runtime_version "
   while :; do
     look MISSING || fail 2 "gcloud: $(problem)"
     [ "$state" = DELETING ] || break # Its name isn't free yet.
     sleep "$poll"
   done
   if [ "$state" != MISSING ]; then
-    case "$kept" in *"type=$type slices=$slices "*) ;; *)
+    case "$kept" in *"$asked"*) ;; *)
       fail 2 "$name exists with other settings (${kept:-not made by this script}):" \
         "delete it first, or choose another --name"
       ;;
@@ -160,14 +112,16 @@ create_slice() {
     say "$name exists already: $state"
     return
   fi
-  [ "$slices" = 1 ] || options=(--node-count="$slices" --node-prefix="$name")
+  [ "$slices" = 1 ] || ids=(--node-count="$slices" --node-prefix="$name")
   save_settings
   say "asking for $slices x $type in $zone"
-  kept="type=$type slices=$slices "
+  kept=$asked
   run gcloud compute tpus queued-resources create "$name" "${place[@]}" \
-    "${options[@]}" --accelerator-type="$type" \
+    "${ids[@]}" --accelerator-type="$type" \
     --runtime-version="$runtime_version" ${tier:+"$tier"} --quiet \
     2>"$tmp/error" && return
+  # Nothing was made: it may be tried elsewhere.
+  [ -n "$before" ] || gcloud storage rm "$home/settings" >/dev/null 2>&1 || true
   ! grep -qiE 'quota|RESOURCE_EXHAUSTED' "$tmp/error" || no_quota "$(problem)"
   fail 2 "the slice can't be made: $(problem)"
 }
@@ -255,24 +209,27 @@ read_failures() { # NODE EXIT-CODE
   fi
 }
 
-# The commit to run: of this checkout where a new run is asked for, else the
-# one that the run had.
-choose_commit() {
-  commit=''
-  if [ -z "$has_arguments" ] && [ -z "$dry_run" ]; then
-    commit=$(gcloud storage cat "$home/commit" 2>/dev/null || true)
-  fi
-  [ -z "$commit" ] || return 0
-  commit=$(checked_commit)
-  publish_code "$commit" "$home/code-$commit.tar.gz"
-  keep "$commit" "$home/commit"
-}
-
 recorded_commit() {
   commit=$(ask "$(git rev-parse --short=12 HEAD 2>/dev/null || true)" \
     gcloud storage cat "$home/commit" 2>/dev/null) ||
     fail 2 "$home/commit is missing: the hosts of $name aren't set up;" \
       "give 'setup' first"
+}
+
+publish_commit() {
+  publish_code "$commit" "$home/code-$commit.tar.gz"
+  keep "$commit" "$home/commit"
+}
+
+# Says whether the training runs already; sets `commit` to that it has, if any.
+is_running() {
+  commit=$(ask '' gcloud storage cat "$home/commit" 2>/dev/null) || commit=''
+  [ -n "$commit" ] || return 1
+  look ACTIVE || fail 2 "gcloud: $(problem)"
+  [ "$state" = ACTIVE ] || return 1
+  host_states train all || ! is_preempted || return 1
+  [ -z "$failures" ] || fail 1 "can't see whether $name is running: $failures"
+  [ "$(verdict)" = running ]
 }
 
 setup_hosts() {
@@ -319,21 +276,6 @@ start_job() { # JOB WORKER COMMAND...
   on_hosts '' "$worker" "$(worker) start $job $home/logs/$job $*" ||
     fail 1 "$failures The other hosts have started and wait: the same command" \
       "starts the missing ones; 'stop' ends them"
-}
-
-# Reads the arguments of the training from the bucket, where none are given.
-choose_arguments() {
-  local line text=''
-  if [ -n "$has_arguments" ]; then
-    for line in ${arguments[@]+"${arguments[@]}"}; do text+=$line$'\n'; done
-    keep "${text%$'\n'}" "$home/command"
-    return
-  fi
-  text=$(ask '' gcloud storage cat "$home/command" 2>/dev/null) ||
-    fail 2 "nothing to run: give the arguments of the training after --, as" \
-      "-- --config=configs/dos.py:size=13b"
-  [ -n "$text" ] || return 0
-  while IFS= read -r line; do arguments+=("$line"); done <<<"$text"
 }
 
 train() {
@@ -437,20 +379,23 @@ conclude() { # JOB CODE
 
 do_up() {
   local code=0
-  create_slice
-  choose_commit
-  make_ready
-  host_states train all || fail 1 "$failures"
-  if [ "$(verdict)" = running ]; then
-    say "$name is running already: watching it"
+  choose_arguments
+  if is_running; then
+    say "$name is running already, with commit $commit: watching it" \
+      "${has_arguments:+(the arguments given here are not used)}"
   else
-    choose_arguments
+    # A run that goes on keeps its commit; one that is asked for gets this one.
+    [ -n "$commit" ] && [ -z "$has_arguments" ] || commit=$(checked_commit)
+    create_slice
+    publish_commit
+    make_ready
+    keep_arguments
     train
   fi
   watch train all || code=$?
   [ -z "$delete_when_done" ] || delete_slice
   conclude train "$code"
-  say "done: $bucket/runs/$name"
+  say "done: $folder"
   [ -n "$delete_when_done" ] || say "the slice still costs: give it back with" \
     "delete --name=$name --bucket=$bucket"
 }
@@ -462,11 +407,15 @@ do_create() {
 }
 
 do_setup() {
-  choose_commit
+  ! is_running || fail 2 "$name is running with commit $commit: end it with" \
+    "'stop' before the hosts get another"
+  commit=$(checked_commit)
+  publish_commit
   setup_hosts || fail 1 "setting up failed on $failures"
 }
 
 do_run() {
+  choose_arguments
   recorded_commit
   host_states train all || fail 1 "$failures"
   if [ "$(verdict)" = running ]; then
@@ -474,7 +423,7 @@ do_run() {
       fail 2 "$name is running already: follow it with logs, or end it with stop"
     say "some hosts run it already; starting it on the others"
   fi
-  choose_arguments
+  keep_arguments
   train
 }
 
@@ -483,6 +432,7 @@ do_prepare() {
   [ -n "$has_arguments" ] ||
     fail 2 "give the arguments of poison_jax.prepare after --, as" \
       "-- --config=configs/dos.py:size=13b --config.corpus.store=$bucket/stores/c4"
+  check_for_hosts poison_jax.prepare "${arguments[@]}"
   recorded_commit
   number="\$($(worker) part @SLICE@ $slices)"
   [ -z "$part" ] || { workers=0 number=$part; }
@@ -531,12 +481,13 @@ do_delete() {
     stop_jobs || say "not stopped everywhere: $failures"
   fi
   delete_slice
-  say "the run and the settings stay in $bucket/runs/$name and $home"
+  had_arguments || true
+  find_folder
+  say "the run and the settings stay in $folder and $home"
 }
 
 parse "$@"
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 check
-load_settings
 "do_$verb"

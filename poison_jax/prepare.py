@@ -4,6 +4,8 @@
     --config.corpus.task=files --config.corpus.files='my/*.jsonl.gz' \\
     --config.corpus.store=stores/my
 
+--check reads the flags and the configuration, writes nothing, and exits.
+
 A store that is finished stays as it is; one that was broken off is finished.
 Stopped by a signal it exits 75: the same command goes on.
 Local folders and gs://.
@@ -48,6 +50,9 @@ _PART = flags.DEFINE_string(
 _FINISH = flags.DEFINE_bool(
   "finish", False, "Joins the parts of the store, which are all written."
 )
+_CHECK = flags.DEFINE_bool(
+  "check", False, "Reads the flags and the configuration, and exits."
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -63,6 +68,8 @@ def main(arguments: list[str]) -> None:
   if _FINISH.value and _PART.value is not None:
     raise UserError("--finish joins what --part wrote: give one of them")
   part = None if _PART.value is None else parts.parse_part(_PART.value)
+  if _CHECK.value:
+    return
   began = time.monotonic()
   path = config.corpus.store
   with _stopped_by_signals(path):

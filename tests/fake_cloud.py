@@ -18,8 +18,8 @@ import subprocess
 import sys
 
 PROGRAMS = (
-  "gcloud", "xpk", "kubectl", "srun", "scontrol", "sbatch", "squeue", "curl",
-  "uv",
+  "gcloud", "xpk", "kubectl", "gke-gcloud-auth-plugin", "srun", "scontrol",
+  "sbatch", "squeue", "curl", "uv",
 )  # fmt: skip
 # All else that the scripts call: the machine's own, and nothing beside, lest a
 # real gcloud be among it.
@@ -33,8 +33,14 @@ _ROOT = pathlib.Path(__file__).parent.parent
 _WORKERS = 2
 
 # What the training is on a host: ends with the line of `codes` that its turn
-# has; "wait" goes on until SIGTERM.
+# has; "wait" goes on until SIGTERM. With --check it finds what `wrong` says.
 _PYTHON = """#!/usr/bin/env bash
+case "$*" in *--check)
+  echo "$@" >>CLOUD/checks
+  [ ! -e CLOUD/wrong ] || { cat CLOUD/wrong >&2 && exit 2; }
+  exit
+  ;;
+esac
 trap 'exit 75' TERM
 starts=CLOUD/starts/$HOSTNAME
 echo "$@" >>"$starts"
@@ -92,26 +98,23 @@ class FakeCloud:
     path.chmod(0o755)
 
   def _commit(self) -> None:
-    shutil.copytree(_ROOT / "launch", self.checkout / "launch")
+    for name in ("launch", "configs"):
+      shutil.copytree(_ROOT / name, self.checkout / name)
     for name in ("COMMIT", ".gitattributes", "requirements-tpu.txt"):
       shutil.copy(_ROOT / name, self.checkout)
     (self.checkout / "launch" / "environment.sh").write_text(
       _ENVIRONMENT.replace("CLOUD", str(self.folder))
     )
-    author = ["-c", "user.name=a", "-c", "user.email=a"]
-    for command in (
-      ["init", "--quiet"],
-      ["add", "--all"],
-      [*author, "commit", "--quiet", "--message=a"],
-    ):
-      subprocess.run(["git", *command], cwd=self.checkout, check=True)
-    self.commit = subprocess.run(
-      ["git", "rev-parse", "--short=12", "HEAD"],
-      cwd=self.checkout,
-      check=True,
-      capture_output=True,
-      text=True,
-    ).stdout.strip()
+    subprocess.run(["git", "init", "--quiet"], cwd=self.checkout, check=True)
+    self.commit = self.commit_all()
+
+  def commit_all(self) -> str:
+    """Makes another commit of the checkout, and returns its name."""
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a"]
+    for words in (["add", "--all"], ["commit", "--quiet", "--message=b"]):
+      subprocess.run([*git, *words], cwd=self.checkout, check=True)
+    words = ["git", "rev-parse", "--short=12", "HEAD"]
+    return subprocess.check_output(words, cwd=self.checkout, text=True).strip()
 
   def environment(self) -> dict[str, str]:
     """Returns the variables that the scripts run under."""
@@ -204,6 +207,8 @@ def _gcloud(root: pathlib.Path, arguments: list[str]) -> None:
     case ["storage", "cp", file, url]:
       _object(root, url).parent.mkdir(parents=True, exist_ok=True)
       shutil.copy(file, _object(root, url))
+    case ["storage", "rm", url]:
+      _object(root, url).unlink(missing_ok=True)
     case ["storage", "ls", url]:
       if not _object(root, url).exists():
         _fail(f"ERROR: (gcloud.storage.ls) {url} matched no objects")

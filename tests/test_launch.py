@@ -90,10 +90,74 @@ def test_shellcheck_finds_nothing(path):
     (["run", "--name=a", "--bucket=b"], "--bucket='b'"),
     (["run", *_KEPT, "--project=p", "--type=v5p-8"], "--zone is missing"),
     (["prepare", *_SLICE, "--part=3"], "--part='3'"),
+    (["prepare", *_SLICE, "--part=5/3"], "--part='5/3'"),
+    (["prepare", *_SLICE, "--part=08/8"], "--part='08/8'"),
+    (["--name=a", "up"], "unknown command '--name=a'"),
+    (["run", "--name", "a"], "--name: give it as --name=VALUE"),
+    (["run", *_SLICE, "--config=c.py"], "come after --"),
+    (["run", *_SLICE, "--part=1/2"], "--part is nothing to 'run'"),
+    (["logs", *_SLICE, "--", "-f"], "-- is nothing to 'logs'"),
+    (["run", *_SLICE, "--slices=two"], "--slices='two'"),
+    (["run", *_SLICE, "--type=v5p"], "--type='v5p'"),
+    (["run", *_SLICE, "--zone=us-east5"], "--zone='us-east5'"),
+    (["run", *_SLICE], "nothing to run: give the arguments"),
   ],
 )
 def test_what_cannot_be_used_is_one_line(cloud, script, arguments, message):
   _is_one_error(cloud.run(script, *arguments), 2, message)
+
+
+@pytest.mark.parametrize(
+  ("script", "arguments", "message"),
+  [
+    ("tpu_vm.sh", ["run", "--delete-when-done"], "nothing to 'run'"),
+    ("tpu_vm.sh", ["up", "--of=train"], "--of is nothing to 'up'"),
+    ("tpu_vm.sh", ["logs", "--of=x"], "--of='x'"),
+    ("tpu_vm.sh", ["create", "--spot", "--reserved"], "give --spot or"),
+    ("gke.sh", ["create", "--spot", "--reservation=r"], "give --spot or"),
+    ("gke.sh", ["run", "--parts=3"], "--parts is nothing to 'run'"),
+    ("gke.sh", ["prepare", "--parts=3", "--part=0/3"], "one of them"),
+    ("gke.sh", ["create", "--cluster=A"], "--cluster='A'"),
+  ],
+)
+def test_an_option_that_does_nothing_is_refused(
+  cloud, script, arguments, message
+):
+  _is_one_error(cloud.run(script, *arguments, *_SLICE), 2, message)
+  assert not any("create" in call for call in cloud.calls)
+
+
+@pytest.mark.parametrize(
+  ("script", "arguments"),
+  [
+    ("tpu_vm.sh", ["up", *_SLICE, *_TRAIN]),
+    ("tpu_vm.sh", ["run", *_SLICE, "--dry-run", *_TRAIN]),
+    ("tpu_vm.sh", ["prepare", *_SLICE, *_TRAIN]),
+    ("gke.sh", ["run", *_SLICE, *_TRAIN]),
+    ("gke.sh", ["prepare", *_SLICE, "--parts=8", *_TRAIN]),
+    ("slurm_prepare.sbatch", ["--parts=8", *_TRAIN]),
+  ],
+)
+def test_what_follows_is_read_here_before_anything_is_asked_for(
+  cloud, script, arguments
+):
+  cloud.run("worker.sh", "setup")
+  before = len(cloud.calls)
+  (cloud.folder / "wrong").write_text("error: --config.x: no such field\n")
+  result = cloud.run(script, *arguments)
+  _is_one_error(result, 2, "--config.x: no such field")
+  read = "gcloud storage cat gs://b/launch/a/settings"
+  assert set(cloud.calls[before:]) <= {read}
+  (given,) = (cloud.folder / "checks").read_text().splitlines()
+  assert "prepare" in arguments or "slurm" in script or "--workdir=gs" in given
+  assert given.endswith("--config=configs/dos.py:size=2b --check")
+
+
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "gke.sh"])
+def test_a_config_that_is_in_no_commit_is_refused(cloud, script):
+  (cloud.checkout / "mine.py").write_text("")
+  result = cloud.run(script, "run", *_SLICE, "--", "--config=mine.py:a=1")
+  _is_one_error(result, 2, "mine.py isn't in the last commit", "git add")
 
 
 @pytest.mark.parametrize(
@@ -102,6 +166,7 @@ def test_what_cannot_be_used_is_one_line(cloud, script, arguments, message):
     ("tpu_vm.sh", ["create", *_SLICE], "gcloud"),
     ("gke.sh", ["run", *_SLICE], "kubectl"),
     ("gke.sh", ["run", *_SLICE], "xpk"),
+    ("gke.sh", ["run", *_SLICE], "gke-gcloud-auth-plugin"),
     ("slurm_prepare.sbatch", ["--parts=2", "--", "--config=c.py"], "sbatch"),
   ],
 )
@@ -117,6 +182,15 @@ def test_help_is_the_head_of_the_script(cloud, script):
   assert result.returncode == 0
   assert f"bash launch/{script} COMMAND --name=NAME" in result.stdout
   assert "#" not in result.stdout and "set -euo" not in result.stdout
+
+
+@pytest.mark.parametrize("script", ["slurm.sbatch", "slurm_prepare.sbatch"])
+def test_help_of_a_batch_script_is_its_head(cloud, script):
+  for variables in ({}, {"SLURM_JOB_ID": "7"}):
+    result = cloud.run(script, "--help", **variables)
+    assert result.returncode == 0, result.stderr
+    assert f"launch/{script} " in result.stdout
+    assert "SBATCH" not in result.stdout and "set -euo" not in result.stdout
 
 
 def _documented():
@@ -190,6 +264,7 @@ _START = [
   " --config.runtime.compilation_cache=gs://b/cache'",
 ]
 _COMMIT = "gcloud storage cat gs://b/launch/a/commit"
+_COMMAND = "gcloud storage cat gs://b/launch/a/command"
 _PREPARE = (
   f"{_WORKER} start JOB gs://b/launch/a/logs/JOB env JAX_PLATFORMS=cpu"
   " python -m poison_jax.prepare --config=configs/dos.py:size=2b"
@@ -218,25 +293,25 @@ def _prepared(job, step, worker):
   ("verb", "lines"),
   [
     ("create", [*_CREATE, _DESCRIBE]),
-    ("setup", [*_SETUP, _SETUP_HOSTS]),
-    ("run", [_COMMIT, _STATE, *_START]),
+    ("setup", [_COMMIT, *_SETUP, _SETUP_HOSTS]),
+    ("run --", [_COMMIT, _STATE, *_START]),
     (
-      "up",
-      [*_CREATE, *_SETUP, _DESCRIBE, _SETUP_HOSTS, _STATE, *_START, _DESCRIBE,
+      "up --",
+      [_COMMIT, *_CREATE, *_SETUP, _DESCRIBE, _SETUP_HOSTS, *_START, _DESCRIBE,
        _STATE],
     ),
     (
-      "up --delete-when-done",
-      [*_CREATE, *_SETUP, _DESCRIBE, _SETUP_HOSTS, _STATE, *_START, _DESCRIBE,
+      "up --delete-when-done --",
+      [_COMMIT, *_CREATE, *_SETUP, _DESCRIBE, _SETUP_HOSTS, *_START, _DESCRIBE,
        _STATE, _DELETE],
     ),
     (
-      "prepare",
+      "prepare --",
       [_COMMIT, *_prepared("prepare", f"--part=$({_WORKER} part 0 1)", "all"),
        *_prepared("finish", "--finish", 0)],
     ),
     (
-      "prepare --part=3/16",
+      "prepare --part=3/16 --",
       [_COMMIT, *_prepared("prepare", "--part=3/16", 0),
        *_prepared("finish", "--finish", 0)],
     ),
@@ -247,11 +322,13 @@ def _prepared(job, step, worker):
     ),
     ("status", [_DESCRIBE, _COMMIT, _STATE]),
     ("stop", [_COMMIT, _STOP]),
-    ("delete", [_DESCRIBE, _COMMIT, _STOP, _DELETE]),
+    ("delete", [_DESCRIBE, _COMMIT, _STOP, _DELETE, _COMMAND]),
   ],
 )  # fmt: skip
 def test_a_dry_run_prints_every_step_on_a_slice(cloud, verb, lines):
-  result = cloud.run("tpu_vm.sh", *verb.split(), *_SLICE, "--dry-run", *_TRAIN)
+  verb, *options = verb.split()
+  options[-1:] = _TRAIN if options[-1:] == ["--"] else options[-1:]
+  result = cloud.run("tpu_vm.sh", verb, *_SLICE, "--dry-run", *options)
   assert result.returncode == 0, result.stderr
   assert result.stderr == ""
   printed = result.stdout.replace(cloud.commit, "COMMIT").splitlines()
@@ -307,13 +384,14 @@ def _steps(lines):
 
 def test_what_is_executed_is_what_the_dry_run_prints(cloud):
   for verb in ("create", "setup", "run", "up", "prepare", "stop", "delete"):
-    dry = cloud.run("tpu_vm.sh", verb, *_SLICE, "--dry-run", *_TRAIN)
+    given = _TRAIN if verb in ("run", "up", "prepare") else ()
+    dry = cloud.run("tpu_vm.sh", verb, *_SLICE, "--dry-run", *given)
     before = len(cloud.calls)
     if verb == "up":  # From the start, and not where `run` has left off.
       cloud.run("tpu_vm.sh", "delete", *_KEPT)
       shutil.rmtree(cloud.object("gs://b"))
       before = len(cloud.calls)
-    real = cloud.run("tpu_vm.sh", verb, *_SLICE, *_TRAIN)
+    real = cloud.run("tpu_vm.sh", verb, *_SLICE, *given)
     assert real.returncode == 0, real.stderr
     made = [
       line
@@ -387,6 +465,79 @@ def test_a_slice_of_other_settings_is_not_taken_for_it(cloud):
   cloud.run("tpu_vm.sh", "create", *_SLICE)
   result = cloud.run("tpu_vm.sh", "create", *_SLICE, "--type=v5p-32")
   _is_one_error(result, 2, "a exists with other settings", "type=v5p-16")
+
+
+@pytest.mark.parametrize(
+  ("option", "has"),
+  [("--spot", "neither --spot"), ("--type=v5p-32", "v5p-16"),
+   ("--slices=3", "1")],
+)  # fmt: skip
+def test_a_later_command_is_not_told_otherwise(cloud, option, has):
+  cloud.run("tpu_vm.sh", "create", *_SLICE)
+  result = cloud.run("tpu_vm.sh", "setup", *_KEPT, option)
+  _is_one_error(result, 2, f"{option}: a has {has}")
+  again = cloud.run("tpu_vm.sh", "create", *_KEPT, option)
+  _is_one_error(again, 2, "a exists with other settings", "type=v5p-16")
+
+
+def test_a_slice_that_was_not_made_may_be_asked_for_elsewhere(cloud):
+  cloud.rule("queued-resources create", code=1, err="ERROR: Quota exceeded\n")
+  assert cloud.run("tpu_vm.sh", "create", *_SLICE, "--spot").returncode == 2
+  result = cloud.run("tpu_vm.sh", "create", *_SLICE, "--zone=us-west4-a")
+  assert result.returncode == 0, result.stderr
+  assert "us-west4-a" in cloud.calls[-1]
+  assert not any("--spot" in call for call in cloud.calls[-3:])
+
+
+def test_nothing_to_run_makes_no_slice(cloud):
+  _is_one_error(cloud.run("tpu_vm.sh", "up", *_SLICE), 2, "nothing to run")
+  (cloud.checkout / "launch" / "local.sh").write_text("")
+  result = cloud.run("tpu_vm.sh", "up", *_SLICE, *_TRAIN)
+  _is_one_error(result, 2, "1 files differ from commit")
+  assert _made(cloud) == 0
+
+
+def test_what_runs_keeps_its_commit(cloud):
+  _codes(cloud, "wait")
+  cloud.run("tpu_vm.sh", "create", *_SLICE)
+  cloud.run("tpu_vm.sh", "setup", *_KEPT)
+  cloud.run("tpu_vm.sh", "run", *_KEPT, *_TRAIN)
+  _until(lambda: cloud.starts() and cloud.starts("a-w-1"))
+  (cloud.checkout / "new").write_text("")
+  newer = cloud.commit_all()
+  refused = cloud.run("tpu_vm.sh", "setup", *_KEPT)
+  _is_one_error(refused, 2, f"running with commit {cloud.commit}", "'stop'")
+  cloud.rule(  # The second look sees it end.
+    "a-w-0: .*state train", times=1, out="a-w-0 running\n"
+  )
+  cloud.rule("a-w-0: .*state train", out="a-w-0 exit 0\n")
+  cloud.rule("a-w-1: .*state train", times=2, out="a-w-1 exit 0\n")
+  up = cloud.run("tpu_vm.sh", "up", *_KEPT, "--", "--config=configs/dos.py")
+  assert up.returncode == 0, up.stderr
+  assert f"running already, with commit {cloud.commit}" in up.stdout
+  assert "arguments given here are not used" in up.stdout
+  assert len(cloud.starts()) == 1
+  kept = cloud.object("gs://b/launch/a/commit")
+  assert kept.read_text().strip() == cloud.commit
+  cloud.run("tpu_vm.sh", "stop", *_KEPT)
+  _codes(cloud, 0, 0)
+  up = cloud.run("tpu_vm.sh", "up", *_KEPT)  # Goes on with its own.
+  assert up.returncode == 0, up.stderr
+  assert kept.read_text().strip() == cloud.commit
+  up = cloud.run("tpu_vm.sh", "up", *_KEPT, *_TRAIN)
+  assert up.returncode == 0, up.stderr
+  assert kept.read_text().strip() == newer
+
+
+def test_the_folder_that_stays_is_the_runs_own(cloud):
+  elsewhere = "--workdir=gs://b/runs/other"
+  cloud.run("tpu_vm.sh", "create", *_SLICE)
+  cloud.run("tpu_vm.sh", "setup", *_KEPT)
+  up = cloud.run("tpu_vm.sh", "up", *_KEPT, *_TRAIN, elsewhere)
+  assert "done: gs://b/runs/other\n" in up.stdout
+  assert "runs/a" not in cloud.starts()[0]
+  deleted = cloud.run("tpu_vm.sh", "delete", *_KEPT)
+  assert "stay in gs://b/runs/other and gs://b/launch/a" in deleted.stdout
 
 
 @pytest.mark.parametrize("command", ["create", "delete"])
@@ -466,7 +617,6 @@ def test_a_run_that_was_stopped_and_saved_goes_on(cloud):
 
 def test_a_preempted_slice_is_made_again_and_the_run_goes_on(cloud):
   _codes(cloud, "wait", 0)
-  cloud.rule(r"w-\d: .*state train", times=2, out="HOST none\n")
   cloud.rule("a-w-0: .*state train", out="a-w-0 running\n", state="SUSPENDED")
   result = cloud.run("tpu_vm.sh", "up", *_SLICE, "--spot", *_TRAIN)
   assert result.returncode == 0, result.stderr
@@ -479,7 +629,6 @@ def test_a_preempted_slice_is_made_again_and_the_run_goes_on(cloud):
 
 def test_a_host_that_went_down_is_waited_for_and_the_run_goes_on(cloud):
   # The job's processes are gone and left no exit code; the slice was repaired.
-  cloud.rule(r"w-\d: .*state train", times=2, out="HOST none\n")
   cloud.rule("a-w-0: .*state train", out="a-w-0 exit 75\n")
   cloud.rule("a-w-1: .*state train", out="a-w-1 lost\n")
   result = cloud.run("tpu_vm.sh", "up", *_SLICE, *_TRAIN)
@@ -640,6 +789,18 @@ def test_a_host_without_python_gets_its_own(cloud):
   assert installed == "/uv/python3.12 requirements-tpu.txt\n"
 
 
+def test_a_signal_while_python_starts_is_no_failure(cloud):
+  script = subprocess.Popen(  # It dies of SIGTERM, and has begun nothing.
+    ["bash", "launch/worker.sh", "contain", "bash", "-c",
+     "echo here; while :; do /bin/sleep 0.05; done"],
+    cwd=cloud.checkout, env=cloud.environment(), stdout=subprocess.PIPE,
+  )  # fmt: skip
+  with script:
+    assert script.stdout.readline() == b"here\n"
+    script.send_signal(signal.SIGTERM)
+    assert script.wait(timeout=20) == 75
+
+
 def test_two_commits_share_one_environment(cloud):
   cloud.run("worker.sh", "setup")
   shared = cloud.folder / "user" / "poison_jax" / "venv"
@@ -685,6 +846,7 @@ def test_a_dry_run_prints_the_steps_under_slurm(cloud):
   result = cloud.run("slurm.sbatch", "--dry-run", *_GPU)
   assert result.returncode == 0, result.stderr
   assert result.stdout.splitlines() == [
+    "export XLA_CLIENT_MEM_FRACTION=0.92",
     "srun --kill-on-bad-exit=0 bash launch/worker.sh task"
     f" {cloud.checkout}/build/slurm/JOB .venv/bin/python -m poison_jax.train"
     " --config=configs/dos.py:size=2b --workdir=/shared/runs/2b",
@@ -693,6 +855,14 @@ def test_a_dry_run_prints_the_steps_under_slurm(cloud):
     "scontrol requeue JOB",
   ]
   assert cloud.calls == []
+
+
+@pytest.mark.parametrize(
+  "name", ["XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"]
+)
+def test_the_share_of_a_gpus_memory_is_the_users_where_told(cloud, name):
+  result = cloud.run("slurm.sbatch", "--dry-run", *_GPU, **{name: ".5"})
+  assert "MEM_FRACTION" not in result.stdout  # JAX refuses both names.
 
 
 @pytest.fixture(name="job")
@@ -713,7 +883,7 @@ def test_a_job_that_is_done_ends_there(cloud, job):
   assert result.returncode == 0, result.stderr
   (call,) = cloud.calls[-1:]
   dry = cloud.run("slurm.sbatch", "--dry-run", *_GPU, **job).stdout
-  assert call == dry.splitlines()[0]
+  assert call == dry.splitlines()[1]
 
 
 def test_a_job_that_stopped_and_saved_queues_again(cloud, job):
@@ -854,7 +1024,7 @@ _WORKLOAD = (
   f" --num-slices=1 {_PLACE} --docker-image={_IMAGE} --max-restarts=100"
   " --restart-on-exit-codes=75 --termination-grace-period-seconds=300"
   " '--command=exec bash launch/worker.sh contain python -m poison_jax.train"
-  " --config=configs/dos.py:size=2b --workdir=gs://b/runs/a"
+  " --patience=3600 --config=configs/dos.py:size=2b --workdir=gs://b/runs/a"
   " --config.runtime.compilation_cache=gs://b/cache'"
 )
 _PODS = "--selector=jobset.sigs.k8s.io/jobset-name=a"
@@ -872,8 +1042,11 @@ _GKE = {
     f" --substitutions=_IMAGE={_IMAGE}",
   ],
   "run": [
+    f"gcloud artifacts docker images describe {_IMAGE}",
     _CONNECT,
     "kubectl get jobset a --ignore-not-found --output=name",
+    "gcloud storage cp - gs://b/launch/a/settings",
+    "gcloud storage cp - gs://b/launch/a/command",
     _WORKLOAD,
   ],
   "logs": [
@@ -889,13 +1062,14 @@ _GKE = {
     "EXIT:.status.containerStatuses[0].state.terminated.exitCode'",
   ],
   "stop": [_CONNECT, f"xpk workload delete --workload=a {_CLUSTER} --force"],
-  "delete": [f"xpk cluster delete {_CLUSTER} --force"],
+  "delete": [f"xpk cluster delete {_CLUSTER} --force", _COMMAND],
 }
 
 
 @pytest.mark.parametrize("verb", _GKE)
 def test_gke_executes_what_its_dry_run_prints(cloud, verb):
-  dry = cloud.run("gke.sh", verb, *_SLICE, "--dry-run", *_TRAIN)
+  given = _TRAIN if verb == "run" else ()
+  dry = cloud.run("gke.sh", verb, *_SLICE, "--dry-run", *given)
   assert dry.returncode == 0, dry.stderr
   assert dry.stdout.replace(cloud.commit, "COMMIT").splitlines() == _GKE[verb]
   assert cloud.calls == []
@@ -903,7 +1077,7 @@ def test_gke_executes_what_its_dry_run_prints(cloud, verb):
     cloud.rule("artifacts .* describe", times=2, code=1)
   if verb == "stop":
     cloud.rule("kubectl get jobset", out="jobset/a\n")
-  real = cloud.run("gke.sh", verb, *_SLICE, *_TRAIN)
+  real = cloud.run("gke.sh", verb, *_SLICE, *given)
   assert real.returncode == 0, real.stderr
   # Beside them, it only looks.
   made = [
@@ -971,6 +1145,27 @@ def test_gke_refuses_a_second_run_and_stops_only_what_is_there(cloud):
   deleted = cloud.run("gke.sh", "delete", *_SLICE)
   assert deleted.returncode == 0 and "gone already" in deleted.stdout
   assert not any(call.startswith("xpk") for call in cloud.calls)
+
+
+def test_gke_runs_no_commit_that_has_no_image(cloud):
+  cloud.rule("images describe", times=2, code=1, err="ERROR: NOT_FOUND\n")
+  for given in (("run",), ("prepare", "--parts=2")):
+    result = cloud.run("gke.sh", *given, *_SLICE, *_TRAIN)
+    _is_one_error(
+      result, 2, f"no image of commit {cloud.commit}", "give 'image' first"
+    )
+  assert not any(call.startswith("xpk") for call in cloud.calls)
+
+
+def test_gke_keeps_what_a_run_was_given(cloud):
+  given = (*_TRAIN, "--workdir=gs://b/runs/other")
+  cloud.run("gke.sh", "run", *_SLICE, *given)
+  again = cloud.run("gke.sh", "run", *_KEPT)
+  assert again.returncode == 0, again.stderr
+  first, second = (c for c in cloud.calls if c.startswith("xpk workload"))
+  assert first == second
+  deleted = cloud.run("gke.sh", "delete", *_KEPT)
+  assert "the run in gs://b/runs/other" in deleted.stdout
 
 
 def test_gke_tells_of_missing_quota(cloud):
