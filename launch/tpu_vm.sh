@@ -274,8 +274,8 @@ start_job() { # JOB WORKER COMMAND...
   local job=$1 worker=$2
   shift 2
   on_hosts '' "$worker" "$(worker) start $job $home/logs/$job $*" ||
-    fail 1 "$failures The other hosts have started and wait: the same command" \
-      "starts the missing ones; 'stop' ends them"
+    fail 1 "$failures The other hosts have started: the same command starts" \
+      "what doesn't run; 'stop' ends them"
 }
 
 train() {
