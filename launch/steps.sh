@@ -42,6 +42,7 @@ parse() { # ARGUMENT...
       --*=*)
         is_one_of "$key" "$options" &&
           printf -v "${key//-/_}" %s "${argument#*=}" && continue
+        ! is_one_of "$key" "$switches" || fail 2 "--$key takes no value"
         ;;
       --*)
         is_one_of "$key" "$switches" && printf -v "${key//-/_}" %s 1 && continue
@@ -100,8 +101,9 @@ check_given() { # MODULE ARGUMENT...
 check_for_hosts() { # MODULE ARGUMENT...
   local argument file
   for argument in "${@:2}"; do
+    case $argument in *.py | *.py:*) ;; *) continue ;; esac
     file=${argument#--config=} && file=${file%%:*}
-    [ "$argument" = "${argument#--config=}" ] || [ ! -e "$file" ] ||
+    [ ! -e "$file" ] ||
       git cat-file -e "HEAD:./$file" 2>/dev/null ||
       fail 2 "$file isn't in the last commit, which is what the hosts get:" \
         "git add it, and commit"
@@ -286,7 +288,7 @@ train_command() { # ARGUMENT...
   all=(python -m poison_jax.train "$@")
   is_one_of "--workdir=$folder" "$*" || all+=("--workdir=$folder")
   for argument in "$@"; do # Only a --config can be overridden.
-    case $argument in --config=*)
+    case $argument in --config | --config=*)
       all+=("--config.runtime.compilation_cache=$bucket/cache")
       ;;
     esac

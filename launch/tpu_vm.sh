@@ -209,6 +209,12 @@ read_failures() { # NODE EXIT-CODE
   fi
 }
 
+need_slice() {
+  look ACTIVE || fail 2 "gcloud: $(problem)"
+  [ "$state" = ACTIVE ] ||
+    fail 2 "$name is $state: nothing runs there; 'up' makes it and runs"
+}
+
 recorded_commit() {
   commit=$(ask "$(git rev-parse --short=12 HEAD 2>/dev/null || true)" \
     gcloud storage cat "$home/commit" 2>/dev/null) ||
@@ -407,6 +413,7 @@ do_create() {
 }
 
 do_setup() {
+  need_slice
   ! is_running || fail 2 "$name is running with commit $commit: end it with" \
     "'stop' before the hosts get another"
   commit=$(checked_commit)
@@ -416,6 +423,7 @@ do_setup() {
 
 do_run() {
   choose_arguments
+  need_slice
   recorded_commit
   host_states train all || fail 1 "$failures"
   if [ "$(verdict)" = running ]; then
@@ -433,6 +441,7 @@ do_prepare() {
     fail 2 "give the arguments of poison_jax.prepare after --, as" \
       "-- --config=configs/dos.py:size=13b --config.corpus.store=$bucket/stores/c4"
   check_for_hosts poison_jax.prepare "${arguments[@]}"
+  need_slice
   recorded_commit
   number="\$($(worker) part @SLICE@ $slices)"
   [ -z "$part" ] || { workers=0 number=$part; }
@@ -448,6 +457,7 @@ do_prepare() {
 }
 
 do_logs() {
+  need_slice
   recorded_commit
   run gcloud compute tpus tpu-vm ssh "$(nodes | head -n 1)" "${place[@]}" \
     --quiet --worker=0 --command="$(worker) log ${of:-train} --follow"
@@ -468,6 +478,7 @@ stop_jobs() {
 }
 
 do_stop() {
+  need_slice
   recorded_commit
   stop_jobs || fail 1 "not stopped everywhere: $failures"
   say "$name is stopped; the slice stays, and costs, until 'delete'"

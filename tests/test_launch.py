@@ -94,6 +94,7 @@ def test_shellcheck_finds_nothing(path):
     (["prepare", *_SLICE, "--part=08/8"], "--part='08/8'"),
     (["--name=a", "up"], "unknown command '--name=a'"),
     (["run", "--name", "a"], "--name: give it as --name=VALUE"),
+    (["create", "--spot=yes"], "--spot takes no value"),
     (["run", *_SLICE, "--config=c.py"], "come after --"),
     (["run", *_SLICE, "--part=1/2"], "--part is nothing to 'run'"),
     (["logs", *_SLICE, "--", "-f"], "-- is nothing to 'logs'"),
@@ -136,6 +137,7 @@ def test_an_option_that_does_nothing_is_refused(
     ("gke.sh", ["run", *_SLICE, *_TRAIN]),
     ("gke.sh", ["prepare", *_SLICE, "--parts=8", *_TRAIN]),
     ("slurm_prepare.sbatch", ["--parts=8", *_TRAIN]),
+    ("slurm.sbatch", ["--dry-run", "--workdir=gs://b/a", _TRAIN[1]]),
   ],
 )
 def test_what_follows_is_read_here_before_anything_is_asked_for(
@@ -156,8 +158,16 @@ def test_what_follows_is_read_here_before_anything_is_asked_for(
 @pytest.mark.parametrize("script", ["tpu_vm.sh", "gke.sh"])
 def test_a_config_that_is_in_no_commit_is_refused(cloud, script):
   (cloud.checkout / "mine.py").write_text("")
-  result = cloud.run(script, "run", *_SLICE, "--", "--config=mine.py:a=1")
-  _is_one_error(result, 2, "mine.py isn't in the last commit", "git add")
+  for given in (["--config=mine.py:a=1"], ["--config", "mine.py"]):
+    result = cloud.run(script, "run", *_SLICE, "--", *given)
+    _is_one_error(result, 2, "mine.py isn't in the last commit", "git add")
+
+
+@pytest.mark.parametrize("verb", ["setup", "run", "prepare", "logs", "stop"])
+def test_without_a_slice_nothing_is_looked_for_on_it(cloud, verb):
+  given = _TRAIN if verb in ("run", "prepare") else ()
+  result = cloud.run("tpu_vm.sh", verb, *_SLICE, *given)
+  _is_one_error(result, 2, "a is MISSING: nothing runs there", "'up'")
 
 
 @pytest.mark.parametrize(
@@ -293,8 +303,8 @@ def _prepared(job, step, worker):
   ("verb", "lines"),
   [
     ("create", [*_CREATE, _DESCRIBE]),
-    ("setup", [_COMMIT, *_SETUP, _SETUP_HOSTS]),
-    ("run --", [_COMMIT, _STATE, *_START]),
+    ("setup", [_DESCRIBE, _COMMIT, *_SETUP, _SETUP_HOSTS]),
+    ("run --", [_DESCRIBE, _COMMIT, _STATE, *_START]),
     (
       "up --",
       [_COMMIT, *_CREATE, *_SETUP, _DESCRIBE, _SETUP_HOSTS, *_START, _DESCRIBE,
@@ -307,21 +317,22 @@ def _prepared(job, step, worker):
     ),
     (
       "prepare --",
-      [_COMMIT, *_prepared("prepare", f"--part=$({_WORKER} part 0 1)", "all"),
+      [_DESCRIBE, _COMMIT,
+       *_prepared("prepare", f"--part=$({_WORKER} part 0 1)", "all"),
        *_prepared("finish", "--finish", 0)],
     ),
     (
       "prepare --part=3/16 --",
-      [_COMMIT, *_prepared("prepare", "--part=3/16", 0),
+      [_DESCRIBE, _COMMIT, *_prepared("prepare", "--part=3/16", 0),
        *_prepared("finish", "--finish", 0)],
     ),
     (
       "logs",
-      [_COMMIT, f"{_SSH} '--command={_WORKER} log train --follow'"
+      [_DESCRIBE, _COMMIT, f"{_SSH} '--command={_WORKER} log train --follow'"
        .replace("=all", "=0")],
     ),
     ("status", [_DESCRIBE, _COMMIT, _STATE]),
-    ("stop", [_COMMIT, _STOP]),
+    ("stop", [_DESCRIBE, _COMMIT, _STOP]),
     ("delete", [_DESCRIBE, _COMMIT, _STOP, _DELETE, _COMMAND]),
   ],
 )  # fmt: skip
@@ -565,6 +576,7 @@ def test_a_run_without_arguments_gets_none(cloud):
 
 
 def test_uncommitted_changes_are_refused(cloud):
+  cloud.run("tpu_vm.sh", "create", *_SLICE)
   (cloud.checkout / "launch" / "local.sh").write_text("")
   result = cloud.run("tpu_vm.sh", "setup", *_SLICE)
   _is_one_error(result, 2, "1 files differ from commit")
@@ -1000,6 +1012,12 @@ def test_a_job_of_the_array_queues_again_only_after_75(cloud, job):
   assert cloud.starts("here") == [
     part, part, "-m poison_jax.prepare --config=c.py --finish",
   ]  # fmt: skip
+
+
+def test_a_part_that_is_none_is_not_submitted(cloud):
+  arguments = ("--parts=8", "--only=3,8", "--", "--config=c.py")
+  result = cloud.run("slurm_prepare.sbatch", *arguments)
+  _is_one_error(result, 2, "--only=3,8: the parts are 0 to 7")
 
 
 def test_a_refused_submission_is_told(cloud):
