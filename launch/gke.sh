@@ -208,7 +208,7 @@ work() { # JOB COUNT STEP
 
 do_prepare() {
   local job=$name-prepare lost
-  [ -n "$has_arguments" ] && [ -n "$parts$part" ] ||
+  [ ${#arguments[@]} -gt 0 ] && [ -n "$parts$part" ] ||
     fail 2 "give --parts=N, and the arguments of poison_jax.prepare after --"
   check_for_hosts poison_jax.prepare "${arguments[@]}"
   need_image

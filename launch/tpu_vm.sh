@@ -437,7 +437,7 @@ do_run() {
 
 do_prepare() {
   local code=0 workers=all number command
-  [ -n "$has_arguments" ] ||
+  [ ${#arguments[@]} -gt 0 ] ||
     fail 2 "give the arguments of poison_jax.prepare after --, as" \
       "-- --config=configs/dos.py:size=13b --config.corpus.store=$bucket/stores/c4"
   check_for_hosts poison_jax.prepare "${arguments[@]}"

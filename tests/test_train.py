@@ -150,31 +150,55 @@ def test_killed_at_any_moment_and_resumed_it_is_the_undisturbed_run(
   _assert_equal_runs(folder, whole)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_in_the_first_seconds_is_no_failure(tmp_path, name):
-  # Comes while the heavy imports run.
-  process = subprocess.Popen(
+# Runs the command, and sends itself a signal while the heavy imports run.
+_SIGNALLED = """
+import os, runpy, signal, sys
+class Signals:
+  def find_spec(self, module, path=None, target=None):
+    if module == "jax":
+      os.kill(os.getpid(), signal.NAME)
+sys.meta_path.insert(0, Signals())
+runpy.run_module("poison_jax.train", run_name="__main__")
+"""
+
+
+def _signalled(name, *arguments):
+  return subprocess.Popen(
     [
-      sys.executable,
-      "-c",
-      "import os, signal, sys\n"
-      "class Signals:\n"
-      "  def find_spec(self, module, path=None, target=None):\n"
-      f"    if module == 'jax': os.kill(os.getpid(), signal.{name})\n"
-      "sys.meta_path.insert(0, Signals())\n"
-      "import runpy\n"
-      "runpy.run_module('poison_jax.train', run_name='__main__')\n",
-      "--config=configs/tiny.py",
-      f"--workdir={tmp_path}/run",
+      *(sys.executable, "-c", _SIGNALLED.replace("NAME", name)),
+      *("--config=configs/tiny.py", *arguments),
     ],
     stderr=subprocess.PIPE,
     text=True,
     cwd=_ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
   )
+
+
+def _cluster_of_two():
+  with socket.socket() as probe:
+    probe.bind(("", 0))
+    port = probe.getsockname()[1]
+  return f"--coordinator=localhost:{port}", "--processes=2"
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_in_the_first_seconds_is_no_failure(tmp_path, name):
+  process = _signalled(name, f"--workdir={tmp_path}/run")
   _, err = process.communicate(timeout=120)
   assert process.returncode == 75
   assert err == f"error: stopped by {name} before it began; start it again\n"
   assert not (tmp_path / "run").exists()
+
+
+def test_such_a_signal_to_one_is_no_failure_of_the_others(tmp_path):
+  flags = (f"--workdir={tmp_path}/run", *_cluster_of_two())
+  other = _start("--config=configs/tiny.py", *flags, "--process=0")
+  one = _signalled("SIGTERM", *flags, "--process=1")
+  for process, named in ((one, "stopped"), (other, r"process 1 \(.*\): ")):
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert re.match(f"error: {named}.*start it again\n", err)
 
 
 def test_check_reads_what_is_given_and_trains_nothing(tmp_path):
@@ -188,18 +212,12 @@ def test_check_reads_what_is_given_and_trains_nothing(tmp_path):
 
 @pytest.mark.parametrize("failing", [0, 1])
 def test_an_error_of_one_before_the_roll_call_ends_all(tmp_path, failing):
-  with socket.socket() as probe:
-    probe.bind(("", 0))
-    coordinator = f"--coordinator=localhost:{probe.getsockname()[1]}"
+  flags = (f"--workdir={tmp_path}/run", *_cluster_of_two())
+  configs = ["tiny.py", "tiny.py"]
+  configs[failing] = "nope.py"
   processes = [
-    _start(
-      "--config=configs/" + ("nope.py" if i == failing else "tiny.py"),
-      f"--workdir={tmp_path}/run",
-      coordinator,
-      "--processes=2",
-      f"--process={i}",
-    )  # fmt: skip
-    for i in range(2)
+    _start(f"--config=configs/{config}", *flags, f"--process={i}")
+    for i, config in enumerate(configs)
   ]
   for i, process in enumerate(processes):
     _, err = process.communicate(timeout=60)  # And not after 100 s.
