@@ -82,7 +82,7 @@ def _table(rows: dict[tuple[str, str], dict]) -> Table:
   table.add_column("price")
   for (size, name), row in rows.items():
     chip = parse_topology(name).chip
-    cells = [f"{row['needed'] / 1e9:.1f}", f"{chip.memory / 1e9:.0f}"]
+    cells = [f"{row['needed'] / 1e9:.1f}", f"{chip.usable / 1e9:.0f}"]
     if row["pace"] is None:
       cells += ["does not fit" if not row["fits"] else "no estimate"]
     else:

@@ -12,6 +12,7 @@ Exit codes: 0 it fits; 2 it doesn't, and the smallest change that fits; or what
 you gave can't be used.
 """
 
+import os
 import sys
 
 from absl import flags
@@ -77,13 +78,19 @@ def main(arguments: list[str]) -> None:
     say=_say,
   )
   print(describe(found), flush=True)
-  estimating.check_fit(found, compile_=_program, say=_say)
+  again = _program if found.program.compiled else arithmetic.program
+  estimating.check_fit(found, compile_=again, say=_say)
 
 
 def _program(config: Config, topology: Topology) -> Program:
-  return compiler.compile_for(
-    config, topology, folder=_COMPILER.value, say=_say
-  ) or arithmetic.program(config, topology)
+  """Compiles where that can be, and computes elsewhere."""
+  if topology.chip.kind != "cpu" or topology.chips <= (os.cpu_count() or 1):
+    found = compiler.compile_for(
+      config, topology, folder=_COMPILER.value, say=_say
+    )
+    if found is not None:
+      return found
+  return arithmetic.program(config, topology)
 
 
 def _say(line: str) -> None:

@@ -33,7 +33,8 @@ class Estimate:
     costs: of the run.
     price: of its chips.
     pace: by the compiler's estimate; None where it gives none.
-    measured: at the MFU that the user gives; None without one.
+    measured: at the MFU that the user gives; None without one. Neither is
+      there for a run that doesn't fit.
     runs: of the study that this is one run of.
   """
 
@@ -68,11 +69,14 @@ def estimate(
     compile_: gives a config's program on a slice.
     say: told what is being done.
   """
-  say(f"compiling the step of {config.model.depth} layers for {topology.name}")
+  where = topology.name
+  where += "" if topology.chip.kind == "tpu" else ", if that is here"
+  say(f"compiling the step of {config.model.depth} layers for {where}")
   program = compile_(config, topology)
+  fits = fitting.fits(program, topology)
   found = costs.run_costs(config)
   by_compiler = None
-  if fitting.fits(program, topology) and program.compiled:
+  if fits and program.compiled:
     seconds = _seconds(config, topology, compile_, say)
     if seconds is not None:
       kernel = 0.0
@@ -82,7 +86,7 @@ def estimate(
         found, topology, price, seconds=seconds + kernel, kernel=kernel
       )
   measured = None
-  if mfu is not None:
+  if fits and mfu is not None:
     measured = costs.pace_at(found, topology, price, mfu=mfu)
   return Estimate(
     config, topology, program, found, price, by_compiler, measured, runs
@@ -103,13 +107,20 @@ def check_fit(
   if change is None:
     raise UserError(
       f"it does not fit {topology.name}, nor any larger slice of "
-      f"{topology.chip.name} that was tried: cut the model further "
-      "(--config.runtime.mesh.fsdp=-1 --config.runtime.mesh.data=1)"
+      f"{topology.chip.name} that its {config.train.batch} rows a step can be "
+      "dealt out over" + _cut_further(config, topology)
     )
   raise UserError(
     f"it does not fit {topology.name}; the smallest change that does: "
     f"{change.words}"
   )
+
+
+def _cut_further(config: Config, topology: Topology) -> str:
+  if config.runtime.mesh.fsdp in (-1, topology.chips):
+    return ""
+  flags = "--config.runtime.mesh.data=1 --config.runtime.mesh.fsdp=-1"
+  return f"; cut the model over all chips: {flags}"
 
 
 def _seconds(config, topology, compile_, say) -> float | None:

@@ -8,6 +8,12 @@ from typing import Any, Literal
 from poison_jax.config import nearest
 from poison_jax.errors import UserError
 
+# Of a GPU's memory, what a JAX process takes: XLA_PYTHON_CLIENT_MEM_FRACTION as
+# launch/slurm.sbatch and benchmarks/gpu.py set it. The rest is for what lies
+# beside JAX's arrays (CUDA's context, NCCL, cuDNN). Without the variable JAX
+# takes 0.75 (docs.jax.dev, "GPU memory allocation").
+GPU_SHARE = 0.92
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
@@ -32,6 +38,11 @@ class Chip:
   near: float
   far: float
   source: str
+
+  @property
+  def usable(self) -> float:
+    """Bytes of `memory` that a process can have for its arrays."""
+    return self.memory * (GPU_SHARE if self.kind == "gpu" else 1)
 
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
