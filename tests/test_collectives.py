@@ -4,6 +4,7 @@
 import dataclasses
 
 import pytest
+import tpu_compiler
 from small_model import change, make_config
 
 from configs import dos
@@ -11,8 +12,6 @@ from poison_jax import config as config_lib
 from poison_jax.training import collectives, compiler
 from poison_jax.training.collectives import Collective
 from poison_jax.training.topology import parse_topology
-
-_COMPILER = "build/estimate"
 
 _PROGRAM = """HloModule step
 
@@ -160,18 +159,16 @@ def test_fsdp_over_eight_cpu_devices_moves_weights_only(chunk):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-  not compiler.is_installed(_COMPILER),
-  reason="no TPU compiler in build/estimate: python -m poison_jax.estimate "
-  "--topology=v5e:2x2 installs it",
-)
 def test_the_7b_step_for_64_chips_moves_weights_only():
   c = dos.get_config("size=7b")
   c.model.depth, c.train.batch = 32, 128
   c.train.loss_chunk = 128 * 2048 // 16
   config = config_lib.from_config_dict(c)
   p = compiler.compile_for(
-    config, parse_topology("v5p:4x4x4"), folder=_COMPILER, say=lambda _: None
+    config,
+    parse_topology("v5p:4x4x4"),
+    folder=tpu_compiler.folder(),
+    say=lambda _: None,
   )
   _only_weights_travel(config, p.collectives, least=1_000_000)
   _has_fsdp(config, p.collectives, devices=64)

@@ -107,8 +107,8 @@ def check_fit(
   if change is None:
     raise UserError(
       f"it does not fit {topology.name}, nor any larger slice of "
-      f"{topology.chip.name} that its {config.train.batch} rows a step can be "
-      "dealt out over" + _cut_further(config, topology)
+      f"{topology.chip.name} whose chips can share a batch of "
+      f"{config.train.batch} rows" + _cut_further(config, topology)
     )
   raise UserError(
     f"it does not fit {topology.name}; the smallest change that does: "
