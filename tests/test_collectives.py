@@ -86,6 +86,42 @@ def test_groups_within_a_slice_are_near():
   assert [c.far for c in read if c.array == "f32[8]"] == [False]
 
 
+# As libtpu 0.0.42 writes a product with gathered weights for v6e:4x4, shortened.
+_WINDOWED = """HloModule step
+
+%cond (p: (bf16[64,8], u32[])) -> pred[] {
+  %bound = u32[]{:T(128)} constant(8)
+  %p = (bf16[64,8]{1,0}, u32[]{:T(128)}) parameter(0)
+  %counter = u32[]{:T(128)} get-tuple-element(%p), index=1
+  ROOT %less = pred[]{:T(512)} compare(%counter, %bound), direction=LT
+}
+
+%body (q: (bf16[64,8], u32[])) -> (bf16[64,8], u32[]) {
+  %two = u32[]{:T(128)} constant(2)
+  %q = (bf16[64,8]{1,0}, u32[]{:T(128)}) parameter(0)
+  %part = bf16[64,8]{1,0} get-tuple-element(%q), index=0
+  %count = u32[]{:T(128)} get-tuple-element(%q), index=1
+  %sent = (bf16[64,8]{1,0}, bf16[64,8]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%part), channel_id=53, source_target_pairs={{0,1},{1,0}}
+  %came = bf16[64,8]{1,0} collective-permute-done(%sent)
+  %next = u32[]{:T(128)} add(%count, %two), metadata={op_name="x"}
+  ROOT %both = (bf16[64,8]{1,0}, u32[]{:T(128)}) tuple(%came, /*index=1*/%next)
+}
+
+ENTRY %main (w: bf16[64,8]) -> bf16[64,8] {
+  %w = bf16[64,8] parameter(0)
+  %loop = (bf16[64,8], u32[]) while(%start), condition=%cond, body=%body
+  ROOT %out = bf16[64,8] get-tuple-element(%loop), index=0
+}
+"""
+
+
+def test_a_loop_that_gathers_by_permutes_counts_its_rounds_and_bytes():
+  (permute,) = collectives.read_collectives(_WINDOWED, devices_per_slice=2)
+  assert (permute.kind, permute.array) == ("collective-permute", "bf16[64,8]")
+  # 0, 2, 4 and 6.
+  assert (permute.times, permute.sent) == (4, 4 * 2 * 64 * 8)
+
+
 def test_a_loop_of_unknown_length_is_an_error():
   text = _PROGRAM.replace("constant(33)", "parameter(1)")
   with pytest.raises(ValueError, match="unknown length"):
