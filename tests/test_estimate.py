@@ -158,6 +158,8 @@ def test_unknown_calls_do_not_pass_for_negative_time():
   assert seconds({"optimal_seconds": -1.5}, 2 * free) == pytest.approx(0.5)
   assert seconds({"optimal_seconds": 0.5}, kernel) == 0.5
   assert seconds({"optimal_seconds": 0.5}, other) is None
+  windowed = "while(%a), body=%wide.windowed_dot_general_body_ag.1"
+  assert seconds({"optimal_seconds": 0.5}, windowed) is None
   assert seconds({"optimal_seconds": -1.0}, "") is None
   assert seconds(None, "") is None
 
@@ -509,7 +511,7 @@ def test_a_rung_compiles_for_tpus_and_holds_what_arithmetic_says(
   # XLA pads small arrays to whole tiles.
   assert p.arguments == pytest.approx(arguments, rel=1e-3)
   assert p.fits and p.needed <= topology.chip.memory
-  assert p.attention == "splash" and p.seconds > 0
+  assert p.attention == "splash"
   assert p.needed == p.arguments + p.output + p.temporaries + p.code
   # Each chip gets the others' weights in bfloat16, forward and backward.
   weights = depth * (4 * m.width**2 + 3 * m.width * m.feed_forward)
