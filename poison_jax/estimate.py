@@ -6,7 +6,8 @@
 For a TPU slice (v5e, v5p, v6e) it compiles the run's own train step, on any
 machine and without a TPU: the compiler (libtpu, about 700 MB) is installed once
 into the folder --compiler. Three programs, minutes each. For GPUs and CPUs
-(h100:8, h200:1, cpu:1) it compiles where they are, and computes where not.
+(h100:8, h200:1, cpu:1) it compiles where they are, and computes the memory
+alone where not.
 
 Exit codes: 0 it fits; 2 it doesn't, and the smallest change that fits; or what
 you gave can't be used.

@@ -158,7 +158,8 @@ def step_seconds(
   """Returns XLA's estimate of a step of the whole depth, seconds.
 
   The line through 2 and 4 layers, times the micro-batches; so the optimizer
-  counts once a micro-batch, a little too often.
+  counts once a micro-batch, a little too often. Logits that a loss in pieces
+  makes again are not counted: 2 V D FLOPs a token.
 
   Args:
     config: the run's.
