@@ -57,12 +57,19 @@ _ROWS_A_CHIP = 2
 
 def main(arguments: list[str]) -> None:
   """Makes the rows that are missing, and prints the table."""
-  del arguments
   f = flags.FLAGS
+  if arguments:
+    raise UserError(f"estimates takes flags only, got {arguments[0]!r}")
   for size in f.sizes:
     if size not in dos.SIZES:
       raise UserError(f"--sizes={size}: known are {', '.join(dos.SIZES)}")
   topologies = [parse_topology(name) for name in f.topologies]
+  for topology in [*topologies, *map(parse_topology, f.scaled)]:
+    if topology.chip.kind != "tpu":
+      raise UserError(
+        f"{topology.name}: the table is of TPU slices; python -m "
+        "poison_jax.estimate does GPUs and CPUs"
+      )
   compiler.install(f.compiler, say=_say)
   os.makedirs(f.out, exist_ok=True)
   if f.scaling:
