@@ -149,6 +149,21 @@ def test_the_time_is_the_line_through_two_unrolled_depths():
   assert costs.step_seconds(config, lambda _: None) is None
 
 
+def test_the_time_is_taken_from_few_rows_a_chip():
+  config = change(_config(batch=1024, length=2048), "model", scan_layers=True)
+  asked = []
+
+  def compile_(config, topology):
+    asked.append(config.train)
+    return _program(1e9, seconds=0.5 + 0.25 * config.model.depth)
+
+  found = estimating.estimate(
+    config, _V5P, _PRICE, mfu=None, runs=1, compile_=compile_, say=_say
+  )
+  assert [t.batch for t in asked] == [1024, 256, 256]  # 4 rows of 2,048 a chip.
+  assert found.pace.seconds == pytest.approx(4 * 1.0)
+
+
 def test_unknown_calls_do_not_pass_for_negative_time():
   free = 'custom_call_target="ConcatBitcast"\n'
   kernel = 'custom_call_target="tpu_custom_call"\n'
@@ -523,7 +538,7 @@ def test_a_rung_compiles_for_tpus_and_holds_what_arithmetic_says(
 @pytest.mark.slow
 def test_a_run_that_does_not_fit_gpus_exits_2_with_what_would():
   """By arithmetic where there are none, which is where tests run."""
-  command = [sys.executable, "-m", "poison_jax.estimate", "--topology=h100:4"]
+  command = [sys.executable, "-m", "poison_jax.estimate", "--topology=h100:2"]
   command += ["--config=configs/dos.py:size=13b", "--mfu=0.4", "--runs=9"]
   done = subprocess.run(command, capture_output=True, text=True, check=False)
   assert done.returncode == 2

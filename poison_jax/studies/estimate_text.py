@@ -120,7 +120,7 @@ def _why_no_time(e: Estimate) -> str:
     return "arithmetic gives none"
   if e.topology.chip.kind == "cpu":
     return "XLA's CPU compiler gives none"
-  return "XLA has no time for some of the program's calls or loops"
+  return "the compiler gives none"
 
 
 def _pace(name: str, e: Estimate, pace: Pace, how: str) -> dict[str, str]:

@@ -10,6 +10,9 @@ from poison_jax.studies.costs import Costs, Pace, Price
 from poison_jax.training.ahead import Program
 from poison_jax.training.topology import Topology
 
+# A chip's at once, in the programs that the time is taken from.
+TIMED_TOKENS = 8192
+
 
 def check_vocabulary(config: Config) -> None:
   """Raises UserError where the config doesn't give the vocabulary's size."""
@@ -124,8 +127,19 @@ def _cut_further(config: Config, topology: Topology) -> str:
 
 
 def _seconds(config, topology, compile_, say) -> float | None:
+  """Returns XLA's time of a step, of few tokens a chip times their number.
+
+  All of a large batch's logits in one piece, which the time needs, would not
+  fit, and XLA makes loops of large products, whose time it doesn't know.
+  """
   if topology.chip.kind == "cpu":
     return None  # XLA's CPU compiler has no estimate.
+  t = config.train
+  legal = fitting.legal_micro_batches(config, topology)
+  few = TIMED_TOKENS * topology.chips
+  pieces = next((n for n in legal if t.batch * t.length <= few * n), legal[-1])
+  train = dataclasses.replace(t, micro_batches=pieces)
+  config = dataclasses.replace(config, train=train)
 
   def timed(shallow: Config) -> float | None:
     say(f"compiling {shallow.model.depth} unrolled layers for the time")

@@ -66,22 +66,34 @@ def changes(config: Config, topology: Topology) -> list[list[Change]]:
     UserError: the mesh or the batch can't be dealt out over the chips.
   """
   remats = _REMAT[_REMAT.index(config.model.remat) :]
-  data, fsdp, _ = mesh_lib.axis_sizes(
-    config.runtime.mesh, batch=config.train.batch, devices=topology.chips
-  )
-  rows, now = config.train.batch // (data * fsdp), config.train.micro_batches
-  mesh_lib.check_batch(config.train.batch, rows=data * fsdp, micro_batches=now)
-  pieces = [n for n in range(now, rows + 1, now) if rows % n == 0]
+  now, *more = legal_micro_batches(config, topology)
   groups = [
     [(remats[0], now)],
     [(remat, now) for remat in remats[1:]],
-    *([(remat, n) for n in pieces[1:]] for remat in remats),
+    *([(remat, n) for n in more] for remat in remats),
   ]
   return [
     [_change(config, topology, *both) for both in group]
     for group in groups
     if group
   ]
+
+
+def legal_micro_batches(config: Config, topology: Topology) -> list[int]:
+  """Returns a run's number of micro-batches, and multiples that could be.
+
+  The last leaves one row a chip at once.
+
+  Raises:
+    UserError: the mesh or the batch can't be dealt out over the chips.
+  """
+  batch, now = config.train.batch, config.train.micro_batches
+  data, fsdp, _ = mesh_lib.axis_sizes(
+    config.runtime.mesh, batch=batch, devices=topology.chips
+  )
+  mesh_lib.check_batch(batch, rows=data * fsdp, micro_batches=now)
+  rows = batch // (data * fsdp)
+  return [n for n in range(now, rows + 1, now) if rows % n == 0]
 
 
 def _change(config: Config, topology: Topology, remat: str, pieces: int):
