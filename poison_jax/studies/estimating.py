@@ -130,7 +130,7 @@ def _seconds(config, topology, compile_, say) -> float | None:
   """Returns XLA's time of a step, of few tokens a chip times their number.
 
   All of a large batch's logits in one piece, which the time needs, would not
-  fit, and XLA makes loops of large products, whose time it doesn't know.
+  fit where the run itself does.
   """
   if topology.chip.kind == "cpu":
     return None  # XLA's CPU compiler has no estimate.
