@@ -480,8 +480,8 @@ def test_wrong_flags_end_in_one_line_and_exit_2(flags, says):
 
 
 # The depth: the ladder's own for the largest, else two layers of it, of the
-# smallest unrolled as for the time. Each takes about 90 s of one core; 7b's step
-# is compiled in tests/test_collectives.py.
+# smallest unrolled as for the time. Each takes about 90 s of one core; the step
+# of 7b is compiled in tests/test_collectives.py.
 _RUNGS = {
   "13b": (40, "v5p:4x4x4"),
   "2b": (2, "v6e:4x4"),
