@@ -405,6 +405,27 @@ def test_arithmetic_counts_what_lies_on_a_chip():
   )
 
 
+def test_arithmetic_tells_memory_alone_and_the_attention_that_runs():
+  config = _config(batch=8, length=128)
+  fields = dict(compute_dtype="bfloat16", head_size=8, remat="none")
+  config = change(config, "model", **fields)
+  topology = parse_topology("h100:1")
+
+  def by(attention):
+    asked = change(config, "runtime", attention=attention)
+    return arithmetic.program(asked, topology)
+
+  m = config.model
+  scores = 4 * m.depth * m.heads * 8 * 128**2  # float32, of each layer.
+  assert by("auto").attention == "cudnn"
+  assert by("xla").needed - by("cudnn").needed == scores
+  with pytest.raises(UserError, match="splash needs a TPU"):
+    by("splash")
+  text = describe(_estimate(lambda *_: by("auto")))
+  assert "time  not known: arithmetic gives none; --mfu" in text
+  assert "  output  " not in text and "  program  " not in text
+
+
 def test_a_stronger_remat_policy_keeps_less_by_arithmetic():
   kept = [
     arithmetic.activations(change(_config(), "model", remat=policy), 1024)
