@@ -59,6 +59,9 @@ def test_peaks_agree_with_the_table_that_training_uses():
   ("text", "says"),
   [
     ("v5p", "like v5p:4x4x4"),
+    ("v5p-128", "; v5p-128 is v5p:4x4x4$"),
+    ("v5litepod-16", "; v5litepod-16 is v5e:4x4$"),
+    ("v5p-127", "the chips are .*cpu$"),
     ("v5q:2x2", "did you mean 'v5"),
     ("v5p:3x3x3", "shapes of v5p are 2x2x1"),
     ("v5e:4x4x4", "shapes of v5e are 1x1"),
