@@ -57,12 +57,19 @@ _ROWS_A_CHIP = 2
 
 def main(arguments: list[str]) -> None:
   """Makes the rows that are missing, and prints the table."""
-  del arguments
   f = flags.FLAGS
+  if arguments:
+    raise UserError(f"estimates takes flags only, got {arguments[0]!r}")
   for size in f.sizes:
     if size not in dos.SIZES:
       raise UserError(f"--sizes={size}: known are {', '.join(dos.SIZES)}")
   topologies = [parse_topology(name) for name in f.topologies]
+  for topology in [*topologies, *map(parse_topology, f.scaled)]:
+    if topology.chip.kind != "tpu":
+      raise UserError(
+        f"{topology.name}: the table is of TPU slices; python -m "
+        "poison_jax.estimate does GPUs and CPUs"
+      )
   compiler.install(f.compiler, say=_say)
   os.makedirs(f.out, exist_ok=True)
   if f.scaling:
@@ -82,7 +89,7 @@ def _table(rows: dict[tuple[str, str], dict]) -> Table:
   table.add_column("price")
   for (size, name), row in rows.items():
     chip = parse_topology(name).chip
-    cells = [f"{row['needed'] / 1e9:.1f}", f"{chip.memory / 1e9:.0f}"]
+    cells = [f"{row['needed'] / 1e9:.1f}", f"{chip.usable / 1e9:.0f}"]
     if row["pace"] is None:
       cells += ["does not fit" if not row["fits"] else "no estimate"]
     else:

@@ -6,12 +6,14 @@
 For a TPU slice (v5e, v5p, v6e) it compiles the run's own train step, on any
 machine and without a TPU: the compiler (libtpu, about 700 MB) is installed once
 into the folder --compiler. Three programs, minutes each. For GPUs and CPUs
-(h100:8, h200:1, cpu:1) it compiles where they are, and computes where not.
+(h100:8, h200:1, cpu:1) it compiles where they are, and computes the memory
+alone where not.
 
 Exit codes: 0 it fits; 2 it doesn't, and the smallest change that fits; or what
 you gave can't be used.
 """
 
+import os
 import sys
 
 from absl import flags
@@ -77,13 +79,19 @@ def main(arguments: list[str]) -> None:
     say=_say,
   )
   print(describe(found), flush=True)
-  estimating.check_fit(found, compile_=_program, say=_say)
+  again = _program if found.program.compiled else arithmetic.program
+  estimating.check_fit(found, compile_=again, say=_say)
 
 
 def _program(config: Config, topology: Topology) -> Program:
-  return compiler.compile_for(
-    config, topology, folder=_COMPILER.value, say=_say
-  ) or arithmetic.program(config, topology)
+  """Compiles where that can be, and computes elsewhere."""
+  if topology.chip.kind != "cpu" or topology.chips <= (os.cpu_count() or 1):
+    found = compiler.compile_for(
+      config, topology, folder=_COMPILER.value, say=_say
+    )
+    if found is not None:
+      return found
+  return arithmetic.program(config, topology)
 
 
 def _say(line: str) -> None:

@@ -4,6 +4,7 @@
 import dataclasses
 
 import pytest
+import tpu_compiler
 from small_model import change, make_config
 
 from configs import dos
@@ -11,8 +12,6 @@ from poison_jax import config as config_lib
 from poison_jax.training import collectives, compiler
 from poison_jax.training.collectives import Collective
 from poison_jax.training.topology import parse_topology
-
-_COMPILER = "build/estimate"
 
 _PROGRAM = """HloModule step
 
@@ -85,6 +84,42 @@ def test_groups_within_a_slice_are_near():
   text = _PROGRAM.replace("{{0,4},{1,5},{2,6},{3,7}}", "{{0,1},{2,3}}")
   read = collectives.read_collectives(text, devices_per_slice=4)
   assert [c.far for c in read if c.array == "f32[8]"] == [False]
+
+
+# As libtpu 0.0.42 writes a product with gathered weights for v6e:4x4, shortened.
+_WINDOWED = """HloModule step
+
+%cond (p: (bf16[64,8], u32[])) -> pred[] {
+  %bound = u32[]{:T(128)} constant(8)
+  %p = (bf16[64,8]{1,0}, u32[]{:T(128)}) parameter(0)
+  %counter = u32[]{:T(128)} get-tuple-element(%p), index=1
+  ROOT %less = pred[]{:T(512)} compare(%counter, %bound), direction=LT
+}
+
+%body (q: (bf16[64,8], u32[])) -> (bf16[64,8], u32[]) {
+  %two = u32[]{:T(128)} constant(2)
+  %q = (bf16[64,8]{1,0}, u32[]{:T(128)}) parameter(0)
+  %part = bf16[64,8]{1,0} get-tuple-element(%q), index=0
+  %count = u32[]{:T(128)} get-tuple-element(%q), index=1
+  %sent = (bf16[64,8]{1,0}, bf16[64,8]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%part), channel_id=53, source_target_pairs={{0,1},{1,0}}
+  %came = bf16[64,8]{1,0} collective-permute-done(%sent)
+  %next = u32[]{:T(128)} add(%count, %two), metadata={op_name="x"}
+  ROOT %both = (bf16[64,8]{1,0}, u32[]{:T(128)}) tuple(%came, /*index=1*/%next)
+}
+
+ENTRY %main (w: bf16[64,8]) -> bf16[64,8] {
+  %w = bf16[64,8] parameter(0)
+  %loop = (bf16[64,8], u32[]) while(%start), condition=%cond, body=%body
+  ROOT %out = bf16[64,8] get-tuple-element(%loop), index=0
+}
+"""
+
+
+def test_a_loop_that_gathers_by_permutes_counts_its_rounds_and_bytes():
+  (permute,) = collectives.read_collectives(_WINDOWED, devices_per_slice=2)
+  assert (permute.kind, permute.array) == ("collective-permute", "bf16[64,8]")
+  # 0, 2, 4 and 6.
+  assert (permute.times, permute.sent) == (4, 4 * 2 * 64 * 8)
 
 
 def test_a_loop_of_unknown_length_is_an_error():
@@ -160,18 +195,16 @@ def test_fsdp_over_eight_cpu_devices_moves_weights_only(chunk):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-  not compiler.is_installed(_COMPILER),
-  reason="no TPU compiler in build/estimate: python -m poison_jax.estimate "
-  "--topology=v5e:2x2 installs it",
-)
 def test_the_7b_step_for_64_chips_moves_weights_only():
   c = dos.get_config("size=7b")
   c.model.depth, c.train.batch = 32, 128
   c.train.loss_chunk = 128 * 2048 // 16
   config = config_lib.from_config_dict(c)
   p = compiler.compile_for(
-    config, parse_topology("v5p:4x4x4"), folder=_COMPILER, say=lambda _: None
+    config,
+    parse_topology("v5p:4x4x4"),
+    folder=tpu_compiler.folder(),
+    say=lambda _: None,
   )
   _only_weights_travel(config, p.collectives, least=1_000_000)
   _has_fsdp(config, p.collectives, devices=64)

@@ -2,28 +2,42 @@
 
 Meant for chips that aren't here and have no ahead-of-time compiler. What it
 leaves out: the compiler's own choices (fusion, fragmentation, what it gathers
-ahead). It has not been compared with compiled programs yet.
+ahead). LOG.md, "The estimate's arithmetic", has it beside compiled programs of
+CPUs and TPUs; it has not been compared with a GPU's yet.
 """
 
 import math
 
 from poison_jax.config import Config
+from poison_jax.model import backends
 from poison_jax.model.counts import count_parameters
 from poison_jax.training import mesh as mesh_lib
 from poison_jax.training.ahead import Program
 from poison_jax.training.topology import Topology
 
 _WIDE = 4  # Bytes of float32.
-_ATTENTION = {"tpu": "splash", "gpu": "cudnn", "cpu": "xla"}
+# What attention is chosen by; of GPUs, the oldest that can be asked for.
+_HARDWARE = {
+  "tpu": backends.Hardware("tpu", (0, 0)),
+  "gpu": backends.Hardware("cuda", (8, 0)),
+  "cpu": backends.Hardware("cpu", (0, 0)),
+}
 
 
 def program(config: Config, topology: Topology) -> Program:
   """Returns what a compiler would be asked for, without time and collectives.
 
   Raises:
-    UserError: the mesh or the batch can't be dealt out over the chips.
+    UserError: the mesh or the batch can't be dealt out over the chips, or they
+      can't run the attention that is asked for.
   """
   t = config.train
+  attention = backends.choose(
+    config.runtime.attention,
+    on=_HARDWARE[topology.chip.kind],
+    model=config.model,
+    length=t.length,
+  ).back_end
   axes = mesh_lib.axis_sizes(
     config.runtime.mesh, batch=t.batch, devices=topology.chips
   )
@@ -37,6 +51,8 @@ def program(config: Config, topology: Topology) -> Program:
   tokens = t.batch * t.length // (rows * t.micro_batches)
   temporaries = parameters  # The gradient.
   temporaries += activations(config, tokens) // axes[2]
+  if attention == "xla":
+    temporaries += _scores(config, tokens) // axes[2]
   temporaries += _logits(config, tokens, rows=rows) // axes[2]
   if axes[1] > 1:
     temporaries += _gathered(config) // axes[2]
@@ -51,7 +67,7 @@ def program(config: Config, topology: Topology) -> Program:
     code=0,
     needed=arguments + temporaries,
     seconds=None,
-    attention=_ATTENTION[topology.chip.kind],
+    attention=attention,
     collectives=(),
     compiled=False,
   )
@@ -78,6 +94,16 @@ def activations(config: Config, tokens: int) -> int:
   kept = {"full": c.width, "dots": c.width + products, "none": every}[c.remat]
   # Backward, one layer has its arrays and their gradients.
   return item * tokens * (c.depth * kept + 2 * every)
+
+
+def _scores(config: Config, tokens: int) -> int:
+  """Returns bytes of attention's scores, float32, where no kernel spares them.
+
+  Of all layers without a remat policy; else of one, and their gradient.
+  """
+  c = config.model
+  layers = c.depth if c.remat == "none" else 2
+  return _WIDE * tokens * config.train.length * c.heads * layers
 
 
 def _logits(config: Config, tokens: int, *, rows: int) -> int:

@@ -2,9 +2,10 @@
 
 from poison_jax.studies.costs import SPLASH_SHARE, TIMED_DEPTHS, Pace
 from poison_jax.studies.estimating import Estimate
+from poison_jax.studies.fitting import fits
 from poison_jax.training import xla_flags
 from poison_jax.training.ahead import Program
-from poison_jax.training.topology import Topology
+from poison_jax.training.topology import GPU_SHARE
 
 # Smaller ones (norms' scales, scalars) are added up in one line.
 _SMALL = 1e6
@@ -14,11 +15,11 @@ def describe(e: Estimate) -> str:
   """Returns the estimate, lines of text; a GB is 10**9 bytes."""
   chip = e.topology.chip
   rows = {
-    "slice": f"{e.topology.name}, {e.topology.chips} chips of "
-    f"{chip.memory / 1e9:.0f} GB and {chip.peak_flops / 1e12:.4g} TFLOP/s "
-    f"bfloat16 ({chip.source})",
+    "slice": f"{e.topology.name}: {chip.memory / 1e9:.0f} GB and "
+    f"{chip.peak_flops / 1e12:.4g} TFLOP/s bfloat16 a chip ({chip.source})",
+    **_share(e),
     **_program(e),
-    **_memory(e.topology, e.program),
+    **_memory(e),
     **_work(e),
     **_paces(e),
   }
@@ -26,10 +27,21 @@ def describe(e: Estimate) -> str:
   return "\n".join(lines + _exchanges(e.program))
 
 
+def _share(e: Estimate) -> dict[str, str]:
+  chip = e.topology.chip
+  if chip.kind != "gpu":
+    return {}
+  return {
+    "JAX's share": f"{_gb(chip.usable)} of it, {GPU_SHARE:.0%}: "
+    f"XLA_PYTHON_CLIENT_MEM_FRACTION={GPU_SHARE}, as launch/slurm.sbatch sets "
+    "it; without, 75%",
+  }
+
+
 def _program(e: Estimate) -> dict[str, str]:
   p = e.program
   if not p.compiled:
-    how = "by arithmetic, not compiled: no such chips here"
+    how = "by arithmetic, not compiled: such chips are not here"
   elif e.topology.chip.kind == "tpu":
     how = "compiled ahead of time for the slice; nothing was run"
   else:
@@ -41,25 +53,26 @@ def _program(e: Estimate) -> dict[str, str]:
   return rows
 
 
-def _memory(topology: Topology, p: Program) -> dict[str, str]:
-  memory = topology.chip.memory
-  fixed = {
-    "a chip holds": f"parameters {_gb(p.parameters)}, optimizer "
-    f"{_gb(p.optimizer)} (float32)",
+def _memory(e: Estimate) -> dict[str, str]:
+  p = e.program
+  dtype = e.config.optimizer.moment_dtype
+  rows = {
+    "a chip holds": f"parameters {_gb(p.parameters)} (float32), optimizer "
+    f"{_gb(p.optimizer)} ({dtype})",
   }
-  if not p.fits:
-    return fixed | {
-      "does not fit": f"the compiler needs {_gb(p.needed)} of {_gb(memory)}",
-    }
-  room = memory - p.needed
-  return fixed | {
-    "temporaries": f"{_gb(p.temporaries)} (activations, gradients, gathered "
-    "weights)",
-    "output": f"{_gb(p.output)} beside the donated state",
-    "program": _gb(p.code),
-    "fits" if room >= 0 else "does not fit": f"{_gb(p.needed)} of "
-    f"{_gb(memory)}; head room {_gb(room)}",
-  }
+  if p.fits:
+    rows["temporaries"] = (
+      f"{_gb(p.temporaries)} (activations, gradients, gathered weights)"
+    )
+  if p.fits and p.compiled:
+    rows["output"] = f"{_gb(p.output)} beside the donated state"
+  if p.code:
+    rows["program"] = _gb(p.code)
+  usable = e.topology.chip.usable
+  used = f"{_gb(p.needed)} of {_gb(usable)}"
+  if fits(p, e.topology):
+    return rows | {"fits": f"{used}; head room {_gb(usable - p.needed)}"}
+  return rows | {"does not fit": used}
 
 
 def _work(e: Estimate) -> dict[str, str]:
@@ -80,10 +93,12 @@ def _work(e: Estimate) -> dict[str, str]:
 
 
 def _paces(e: Estimate) -> dict[str, str]:
+  if not fits(e.program, e.topology):
+    return {"time": "not estimated, nor priced: it does not fit"}
   rows = {}
   if e.pace is None:
-    rows["time"] = "none: it does not fit, or no compiler gives one" + (
-      "" if e.measured else "; --mfu=0.4 prices a measured pace"
+    rows["time"] = f"not known: {_why_no_time(e)}" + (
+      "" if e.measured else "; --mfu=0.4 prices a pace that you have measured"
     )
   else:
     depths = " and ".join(map(str, TIMED_DEPTHS))
@@ -98,6 +113,14 @@ def _paces(e: Estimate) -> dict[str, str]:
   if e.measured is not None:
     rows |= _pace("at your MFU", e, e.measured, "as you give it")
   return rows
+
+
+def _why_no_time(e: Estimate) -> str:
+  if not e.program.compiled:
+    return "arithmetic gives none"
+  if e.topology.chip.kind == "cpu":
+    return "XLA's CPU compiler gives none"
+  return "the compiler gives none"
 
 
 def _pace(name: str, e: Estimate, pace: Pace, how: str) -> dict[str, str]:

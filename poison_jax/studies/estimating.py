@@ -10,6 +10,9 @@ from poison_jax.studies.costs import Costs, Pace, Price
 from poison_jax.training.ahead import Program
 from poison_jax.training.topology import Topology
 
+# A chip's at once, in the programs that the time is taken from.
+TIMED_TOKENS = 8192
+
 
 def check_vocabulary(config: Config) -> None:
   """Raises UserError where the config doesn't give the vocabulary's size."""
@@ -33,7 +36,8 @@ class Estimate:
     costs: of the run.
     price: of its chips.
     pace: by the compiler's estimate; None where it gives none.
-    measured: at the MFU that the user gives; None without one.
+    measured: at the MFU that the user gives; None without one. Neither is
+      there for a run that doesn't fit.
     runs: of the study that this is one run of.
   """
 
@@ -68,11 +72,14 @@ def estimate(
     compile_: gives a config's program on a slice.
     say: told what is being done.
   """
-  say(f"compiling the step of {config.model.depth} layers for {topology.name}")
+  where = topology.name
+  where += "" if topology.chip.kind == "tpu" else ", if that is here"
+  say(f"compiling the step of {config.model.depth} layers for {where}")
   program = compile_(config, topology)
+  fits = fitting.fits(program, topology)
   found = costs.run_costs(config)
   by_compiler = None
-  if fitting.fits(program, topology) and program.compiled:
+  if fits and program.compiled:
     seconds = _seconds(config, topology, compile_, say)
     if seconds is not None:
       kernel = 0.0
@@ -82,7 +89,7 @@ def estimate(
         found, topology, price, seconds=seconds + kernel, kernel=kernel
       )
   measured = None
-  if mfu is not None:
+  if fits and mfu is not None:
     measured = costs.pace_at(found, topology, price, mfu=mfu)
   return Estimate(
     config, topology, program, found, price, by_compiler, measured, runs
@@ -103,8 +110,8 @@ def check_fit(
   if change is None:
     raise UserError(
       f"it does not fit {topology.name}, nor any larger slice of "
-      f"{topology.chip.name} that was tried: cut the model further "
-      "(--config.runtime.mesh.fsdp=-1 --config.runtime.mesh.data=1)"
+      f"{topology.chip.name} whose chips can share a batch of "
+      f"{config.train.batch} rows" + _cut_further(config, topology)
     )
   raise UserError(
     f"it does not fit {topology.name}; the smallest change that does: "
@@ -112,9 +119,27 @@ def check_fit(
   )
 
 
+def _cut_further(config: Config, topology: Topology) -> str:
+  if config.runtime.mesh.fsdp in (-1, topology.chips):
+    return ""
+  flags = "--config.runtime.mesh.data=1 --config.runtime.mesh.fsdp=-1"
+  return f"; cut the model over all chips: {flags}"
+
+
 def _seconds(config, topology, compile_, say) -> float | None:
+  """Returns XLA's time of a step, of few tokens a chip times their number.
+
+  All of a large batch's logits in one piece, which the time needs, would not
+  fit where the run itself does.
+  """
   if topology.chip.kind == "cpu":
     return None  # XLA's CPU compiler has no estimate.
+  t = config.train
+  legal = fitting.legal_micro_batches(config, topology)
+  few = TIMED_TOKENS * topology.chips
+  pieces = next((n for n in legal if t.batch * t.length <= few * n), legal[-1])
+  train = dataclasses.replace(t, micro_batches=pieces)
+  config = dataclasses.replace(config, train=train)
 
   def timed(shallow: Config) -> float | None:
     say(f"compiling {shallow.model.depth} unrolled layers for the time")

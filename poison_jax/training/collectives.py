@@ -9,6 +9,7 @@ asks for (v5p:2x2x2, v5p:4x4x4, v5e:8x8). Such a one is told as "sliced".
 """
 
 import dataclasses
+import math
 import re
 
 KINDS = (
@@ -136,7 +137,8 @@ def _times(computations, entry: str) -> dict[str, int]:
 def _trips(loop: _Line, computations) -> int:
   """Returns a loop's rounds: told, or the constant that ends it.
 
-  JAX's scans and maps count up from 0.
+  JAX's scans and maps count up from 0, and so do the loops that the TPU
+  compiler makes of a product of which one side is gathered piece by piece.
   """
   told = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest)
   if told:
@@ -145,11 +147,39 @@ def _trips(loop: _Line, computations) -> int:
   constants = [
     int(line.rest.partition(")")[0])
     for line in computations[condition]
-    if line.opcode == "constant" and line.type.startswith("s32[]")
+    if line.opcode == "constant" and line.type.startswith(("s32[]", "u32[]"))
   ]
   if len(constants) != 1:
     raise ValueError(f"{loop.name}: a loop of unknown length")
-  return constants[0]
+  (body,) = loop.called("body")
+  stride = _stride(computations[condition], computations[body])
+  return math.ceil(constants[0] / stride)
+
+
+def _stride(condition: list[_Line], body: list[_Line]) -> int:
+  """Returns by how much a loop's counter grows in a round.
+
+  By 1, unless the body, whose last line is what it hands on, says otherwise.
+  """
+  compared = [name for line in condition[-1:] for name in line.operands()]
+  places = [
+    int(re.search(r"index=(\d+)", line.rest)[1])
+    for line in condition
+    if line.name in compared and line.opcode == "get-tuple-element"
+  ]
+  if not places or body[-1].opcode != "tuple":
+    return 1
+  lines = {line.name: line for line in body}
+  counter = lines.get(body[-1].operands()[places[0]])
+  if counter is None or counter.opcode != "add":
+    return 1
+  added = [lines[name] for name in counter.operands() if name in lines]
+  steps = [
+    int(line.rest.partition(")")[0])
+    for line in added
+    if line.opcode == "constant"
+  ]
+  return steps[0] if steps else 1
 
 
 def _read(line, computations, name, times, devices_per_slice):
@@ -160,7 +190,9 @@ def _read(line, computations, name, times, devices_per_slice):
   far = any(len({d // devices_per_slice for d in g}) > 1 for g in groups)
   origin = re.search(r'op_name="([^"]*)"', line.rest)
   arrays = _ARRAY.findall(line.type)
-  if line.opcode.endswith("-start"):  # Operands and results in one tuple.
+  if line.opcode == "collective-permute-start":
+    arrays = arrays[1:2]  # Operand, result, and two words that are not sent.
+  elif line.opcode.endswith("-start"):  # Operands and results in one tuple.
     arrays = arrays[len(arrays) // 2 :]
   found = []
   for place, (dtype, shape) in enumerate(arrays):

@@ -59,7 +59,7 @@ def install(folder: str, *, say: Say) -> None:
   done = subprocess.run(command, capture_output=True, text=True, check=False)
   if done.returncode:
     last = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-    raise UserError(f"{' '.join(command[1:])}: {last}")
+    raise UserError(f"pip can't install {requirement} into {folder}: {last}")
   with open(_stamp(folder), "w", encoding="utf-8") as file:
     file.write(requirement)
 

@@ -8,6 +8,12 @@ from typing import Any, Literal
 from poison_jax.config import nearest
 from poison_jax.errors import UserError
 
+# Of a GPU's memory, what a JAX process takes: XLA_PYTHON_CLIENT_MEM_FRACTION as
+# launch/slurm.sbatch and benchmarks/gpu.py set it. The rest is for what lies
+# beside JAX's arrays (CUDA's context, NCCL, cuDNN). Without the variable JAX
+# takes 0.75 (docs.jax.dev, "GPU memory allocation").
+GPU_SHARE = 0.92
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
@@ -32,6 +38,11 @@ class Chip:
   near: float
   far: float
   source: str
+
+  @property
+  def usable(self) -> float:
+    """Bytes of `memory` that a process can have for its arrays."""
+    return self.memory * (GPU_SHARE if self.kind == "gpu" else 1)
 
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -126,6 +137,7 @@ def parse_topology(text: str) -> Topology:
     raise UserError(
       f"--topology={text}: must be a chip and a shape or a number, like "
       f"v5p:4x4x4 or h100:8; the chips are {', '.join(CHIPS)}"
+      f"{_accelerator_type(text)}"
     )
   name, shape, slices = found.groups()
   if name not in CHIPS:
@@ -143,3 +155,19 @@ def parse_topology(text: str) -> Topology:
   if slices == "0":
     raise UserError(f"--topology={text}: must be one slice or more")
   return Topology(chip, shape, int(slices or 1))
+
+
+def _accelerator_type(text: str) -> str:
+  """Returns what Google Cloud's "v5p-128" is here, to be added to an error.
+
+  The number is of cores on v5p, two a chip (cloud.google.com/tpu/docs/v5p), of
+  chips on the others; v5e is called v5litepod there.
+  """
+  found = re.fullmatch(r"(v5p|v5e|v5litepod|v6e)-(\d+)", text)
+  if found is None:
+    return ""
+  chip = CHIPS[found[1].replace("litepod", "e")]
+  chips = int(found[2]) / (2 if chip.name == "v5p" else 1)
+  slices = (Topology(chip, shape) for shape in chip.shapes)
+  names = [slice_.name for slice_ in slices if slice_.chips == chips]
+  return f"; {text} is {names[0]}" if names else ""
