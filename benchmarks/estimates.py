@@ -185,7 +185,6 @@ def _scaled(size: str, topology: Topology) -> Config:
   """Returns a size's config for a slice: FSDP inside, copies over slices."""
   c = dos.get_config(f"size={size}")
   c.train.batch = _ROWS_A_CHIP * topology.chips
-  c.train.loss_chunk = c.train.batch * c.train.length // 16
   c.runtime.mesh.data = topology.slices
   return config_lib.from_config_dict(c)
 

@@ -282,7 +282,8 @@ class Bench:
       "JAX_COMPILATION_CACHE_DIR": os.path.join(self._folder, "jax"),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
       # PyTorch may have all of the memory, too.
-      "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92",
+      "XLA_CLIENT_MEM_FRACTION": "0.92",
+      "XLA_PYTHON_CLIENT_MEM_FRACTION": "",  # Its old name: JAX refuses both.
     }
     line = [sys.executable, "-m", "benchmarks.gpu_ours"]
     return self._ask(line, environment, asked)

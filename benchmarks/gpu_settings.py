@@ -15,7 +15,7 @@ class Ours:
     rows: rows of 2,048 tokens computed at once.
     remat: `model.remat`.
     scan: `model.scan_layers`.
-    chunked: whether `train.loss_chunk` stays the config's; else 0.
+    in_pieces: whether `train.loss_pieces` stays the config's; else 1.
     attention: `runtime.attention`.
     micro_batches: `train.micro_batches`; a step has so many times `rows`.
   """
@@ -23,14 +23,14 @@ class Ours:
   rows: int
   remat: str = "none"
   scan: bool = True
-  chunked: bool = False
+  in_pieces: bool = False
   attention: str = "auto"
   micro_batches: int = 1
 
   def __str__(self) -> str:
     parts = [f"{self.rows} rows", f"remat {self.remat}"]
     parts += [] if self.scan else ["unrolled"]
-    parts += ["loss in chunks"] if self.chunked else []
+    parts += ["loss in pieces"] if self.in_pieces else []
     parts += [] if self.attention == "auto" else [self.attention]
     if self.micro_batches > 1:
       parts.append(f"{self.micro_batches} micro-batches")
@@ -43,7 +43,7 @@ class Ours:
       f"model.remat={self.remat}",
       f"model.scan_layers={self.scan}",
     ]
-    said += [] if self.chunked else ["train.loss_chunk=0"]
+    said += [] if self.in_pieces else ["train.loss_pieces=1"]
     if self.attention != "auto":
       said.append(f"runtime.attention={self.attention}")
     return " ".join(f"--config.{one}" for one in said)
@@ -76,7 +76,7 @@ class Theirs:
 # vocabulary; the last of each is for an H100's 80 GB. What runs out of memory
 # is named and passed over.
 OURS = {
-  "1m": (Ours(2), Ours(2, chunked=True)),
+  "1m": (Ours(2), Ours(2, in_pieces=True)),
   "150m": (Ours(32), Ours(32, scan=False), Ours(16)),
   "300m": (Ours(32), Ours(32, scan=False), Ours(16)),
   "600m": (Ours(16), Ours(16, scan=False), Ours(32, scan=False), Ours(8)),
@@ -95,7 +95,7 @@ THEIRS = {
   ),
 }
 # Tried where none of ours ran, so that a kernel that fails isn't all we learn.
-PLAIN = Ours(4, remat="full", chunked=True, attention="xla")
+PLAIN = Ours(4, remat="full", in_pieces=True, attention="xla")
 # Micro-batches of the step that is timed beside: a run's batch is too long to
 # wait for (1,024 rows), its form is this.
 ACCUMULATED = 8
@@ -144,8 +144,8 @@ def make_config(
   c.train.length = length
   c.train.batch = ours.rows * ours.micro_batches
   c.train.micro_batches = ours.micro_batches
-  if not ours.chunked:
-    c.train.loss_chunk = 0
+  if not ours.in_pieces:
+    c.train.loss_pieces = 1
   c.model.remat, c.model.scan_layers = ours.remat, ours.scan
   c.runtime.attention = ours.attention
   if trial:

@@ -103,8 +103,8 @@ def get_config():
   c.train.tokens_per_parameter = 20.0
   # Steps; 0 derives them from `tokens_per_parameter`.
   c.train.steps = 0
-  # Rows a chunk of the loss over the vocabulary, in tokens; 0 for all at once.
-  c.train.loss_chunk = 0
+  # Pieces in which the loss over the vocabulary is computed, one after another.
+  c.train.loss_pieces = 1
   c.train.z_loss = 0.0  # Weight of the squared log-normaliser.
   c.train.log_every = 10  # Steps between lines of training metrics.
 

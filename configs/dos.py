@@ -107,8 +107,7 @@ def get_config(arguments=None):
   times = 2 if a.gibberish == "retokenised" else 1
   c.train.length = 2048 * times
   c.train.batch = size.batch // times
-  # A sixteenth of a step's logits at once: counted over all devices.
-  c.train.loss_chunk = c.train.batch * c.train.length // 16
+  c.train.loss_pieces = 16  # Logits are the largest arrays.
   c.optimizer.learning_rate = size.learning_rate
   c.poison.arm = a.arm
   c.poison.count = a.poisons

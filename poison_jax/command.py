@@ -83,7 +83,7 @@ def run(
     _fail(
       f"not enough memory ({str(error).strip()[:200]}): lower "
       "config.train.batch, train.length, evaluation.batch or the model's size, "
-      "raise train.micro_batches, or set train.loss_chunk or model.remat=full; "
+      "raise train.micro_batches or train.loss_pieces, or model.remat=full; "
       "what is another run then needs another --workdir",
       UserError.code,
       leave,

@@ -86,7 +86,7 @@ class TrainConfig:
   micro_batches: int
   tokens_per_parameter: float
   steps: int
-  loss_chunk: int
+  loss_pieces: int
   z_loss: float
   log_every: int
 
@@ -415,7 +415,8 @@ def _validate(c: Config) -> None:
     vocabulary.size vocabulary.training_documents
     model.width model.depth model.heads model.kv_heads model.head_size
     model.feed_forward train.length train.batch train.micro_batches
-    train.log_every poison.payload_min poison.every_steps poison.rows_per_step
+    train.loss_pieces train.log_every
+    poison.payload_min poison.every_steps poison.rows_per_step
     evaluation.times evaluation.prompts evaluation.excerpt
     evaluation.new_tokens evaluation.resamples evaluation.batch
     evaluation.validation_rows checkpoint.every checkpoint.keep_last
@@ -426,7 +427,7 @@ def _validate(c: Config) -> None:
   for field in positive.split():
     _require(flat[field] > 0, field, flat[field], "more than 0")
   not_negative = """
-    corpus.workers train.steps train.loss_chunk train.z_loss
+    corpus.workers train.steps train.z_loss
     optimizer.weight_decay optimizer.clip poison.count poison.prefix_min
     evaluation.threshold evaluation.texts checkpoint.keep_every
   """

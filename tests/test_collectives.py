@@ -172,8 +172,8 @@ def _fsdp(config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chunk", [0, 48])
-def test_fsdp_over_eight_cpu_devices_moves_weights_only(chunk):
+@pytest.mark.parametrize("pieces", [1, 4])
+def test_fsdp_over_eight_cpu_devices_moves_weights_only(pieces):
   config = change(
     _fsdp(make_config()),
     "model",
@@ -186,7 +186,7 @@ def test_fsdp_over_eight_cpu_devices_moves_weights_only(chunk):
     remat="full",
     tied_embeddings=False,
   )
-  config = change(config, "train", batch=8, length=24, loss_chunk=chunk)
+  config = change(config, "train", batch=8, length=24, loss_pieces=pieces)
   p = compiler.compile_for(
     config, parse_topology("cpu:8"), folder="", say=lambda _: None
   )
@@ -198,7 +198,6 @@ def test_fsdp_over_eight_cpu_devices_moves_weights_only(chunk):
 def test_the_7b_step_for_64_chips_moves_weights_only():
   c = dos.get_config("size=7b")
   c.model.depth, c.train.batch = 32, 128
-  c.train.loss_chunk = 128 * 2048 // 16
   config = config_lib.from_config_dict(c)
   p = compiler.compile_for(
     config,

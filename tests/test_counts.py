@@ -63,7 +63,7 @@ def test_flops_are_those_of_xlas_own_count():
 
   def loss(params):
     return jnp.sum(
-      next_token_losses(decoder, params, tokens_BL, chunk=0, z_loss=0.0)
+      next_token_losses(decoder, params, tokens_BL, pieces=1, z_loss=0.0)
     )
 
   cost = jax.jit(jax.grad(loss)).lower(params).compile().cost_analysis()

@@ -136,7 +136,7 @@ def test_kept_checkpoints_are_those_that_the_policy_keeps(fields, kept):
 
 
 def test_the_time_is_the_line_through_two_unrolled_depths():
-  config = change(_config(micro_batches=2, loss_chunk=4), "model", depth=10)
+  config = change(_config(micro_batches=2, loss_pieces=4), "model", depth=10)
   asked = []
 
   def timed(shallow):
@@ -148,7 +148,7 @@ def test_the_time_is_the_line_through_two_unrolled_depths():
   for c in asked:
     assert not c.model.scan_layers
     assert (c.train.batch, c.train.micro_batches) == (4, 1)
-    assert c.train.loss_chunk == 0
+    assert c.train.loss_pieces == 1
   assert costs.step_seconds(config, lambda _: None) is None
 
 

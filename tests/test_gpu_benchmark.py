@@ -148,7 +148,7 @@ def test_settings_are_legal_and_their_flags_make_the_same_step(size):
     run = config_lib.from_config_dict(tree)
     assert run.model == config.model
     assert run.runtime == config.runtime
-    assert run.train.loss_chunk == config.train.loss_chunk
+    assert run.train.loss_pieces == config.train.loss_pieces
     assert run.train.batch // run.train.micro_batches == ours.rows
 
 

@@ -64,7 +64,7 @@ def test_metrics_are_those_of_a_step_taken_by_hand():
 
   def loss(params):
     losses_BL = next_token_losses(
-      decoder, params, batch.tokens_BL, chunk=0, z_loss=0.0
+      decoder, params, batch.tokens_BL, pieces=1, z_loss=0.0
     )
     return jnp.average(losses_BL, weights=batch.weights_BL)
 
@@ -171,10 +171,12 @@ def test_micro_batches_that_devices_cannot_share_are_refused():
 _MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2)]
 
 
-def _on_a_mesh(sizes, dtype: str, pieces: int, chunk: int = 0):
+def _on_a_mesh(sizes, dtype: str, micro_batches: int, pieces: int = 1):
   config = change(_CONFIG, "runtime", mesh=MeshConfig(*sizes))
   config = change(config, "model", compute_dtype=dtype)
-  config = change(config, "train", micro_batches=pieces, loss_chunk=chunk)
+  config = change(
+    config, "train", micro_batches=micro_batches, loss_pieces=pieces
+  )
   config = change(config, "optimizer", learning_rate=0.01)
   state, metrics = _run(config, 3)
   leaves = [leaf.ravel().tolist() for leaf in jax.tree.leaves(state.params)]
@@ -228,5 +230,5 @@ if __name__ == "__main__":
   results = {str(sizes): _on_a_mesh(sizes, "float32", 1) for sizes in _MESHES}
   results["bfloat16"] = _on_a_mesh((2, 2, 2), "bfloat16", 2)
   # Of 16 columns, 5 at a time, on devices that have a row each.
-  results["in pieces"] = _on_a_mesh((2, 4, 1), "float32", 1, chunk=40)
+  results["in pieces"] = _on_a_mesh((2, 4, 1), "float32", 1, pieces=4)
   print(json.dumps(results))

@@ -40,10 +40,10 @@ class Losses:
     self._mesh = mesh
     at_once = config.train.batch // config.train.micro_batches
     self._batch = generation.round_up(at_once, generation.row_devices(mesh))
-    chunk = config.train.loss_chunk
+    pieces = config.train.loss_pieces
     self._run = jax.jit(
       lambda params, tokens_BL: next_token_losses(
-        decoder, params, tokens_BL, chunk=chunk, z_loss=0.0
+        decoder, params, tokens_BL, pieces=pieces, z_loss=0.0
       ),
       out_shardings=NamedSharding(mesh, PartitionSpec()),
     )

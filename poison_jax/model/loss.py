@@ -1,6 +1,7 @@
 """Next-token losses, without all logits in float32 at once where asked for."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ def next_token_losses(
   params: Params,
   tokens_BL: jax.Array,
   *,
-  chunk: int,
+  pieces: int,
   z_loss: float,
 ) -> jax.Array:
   """Returns float32 losses in nats, BL; column t is the loss of token t + 1.
@@ -23,8 +24,8 @@ def next_token_losses(
     decoder: the model.
     params: its parameters.
     tokens_BL: int32 token ids.
-    chunk: logits are made for about so many tokens at a time, and made again
-      for the gradient; 0 makes all of them once.
+    pieces: one after another; logits are made for one piece at a time, and
+      made again for the gradient. 1 makes all of them once.
     z_loss: weight of the squared log-normaliser that is added to each loss.
 
   The last column, which has no target, is 0.
@@ -33,10 +34,10 @@ def next_token_losses(
   x_DBL = decoder.apply(variables, tokens_BL, method=Decoder.features)
   unembedding_VD = decoder.apply(variables, method=Decoder.unembedding)
   targets_BL = jnp.roll(tokens_BL, -1, axis=1)
-  if chunk == 0:
+  if pieces == 1:
     losses_BL = _losses(unembedding_VD, x_DBL, targets_BL, z_loss)
   else:
-    losses_BL = _chunked(unembedding_VD, x_DBL, targets_BL, z_loss, chunk)
+    losses_BL = _in_pieces(unembedding_VD, x_DBL, targets_BL, z_loss, pieces)
   return losses_BL.at[:, -1].set(0.0)
 
 
@@ -70,11 +71,11 @@ def _backward(z_loss, kept, gradient_BL):
 _losses.defvjp(_forward, _backward)
 
 
-def _chunked(unembedding_VD, x_DBL, targets_BL, z_loss, chunk):
+def _in_pieces(unembedding_VD, x_DBL, targets_BL, z_loss, pieces):
   """Cuts columns, not rows, so that each device works on its own rows."""
   batch, length = targets_BL.shape
-  columns = min(length, max(1, chunk // batch))
-  pieces = -(-length // columns)
+  columns = math.ceil(length / pieces)
+  pieces = math.ceil(length / columns)
   padding = pieces * columns - length
 
   def cut(x):

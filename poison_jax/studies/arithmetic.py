@@ -53,7 +53,7 @@ def program(config: Config, topology: Topology) -> Program:
   temporaries += activations(config, tokens) // axes[2]
   if attention == "xla":
     temporaries += _scores(config, tokens) // axes[2]
-  temporaries += _logits(config, tokens, rows=rows) // axes[2]
+  temporaries += _logits(config, tokens) // axes[2]
   if axes[1] > 1:
     temporaries += _gathered(config) // axes[2]
   arguments = parameters + optimizer
@@ -106,11 +106,10 @@ def _scores(config: Config, tokens: int) -> int:
   return _WIDE * tokens * config.train.length * c.heads * layers
 
 
-def _logits(config: Config, tokens: int, *, rows: int) -> int:
+def _logits(config: Config, tokens: int) -> int:
   """Returns bytes of the logits at once, float32, and of their gradient."""
   item = 2 if config.model.compute_dtype == "bfloat16" else _WIDE
-  chunk = config.train.loss_chunk
-  at_once = min(tokens, chunk // rows) if chunk else tokens
+  at_once = math.ceil(tokens / config.train.loss_pieces)
   return at_once * config.vocabulary.size * (_WIDE + item)
 
 

@@ -145,7 +145,7 @@ def timed_config(config: Config, *, depth: int) -> Config:
     t,
     batch=t.batch // t.micro_batches,
     micro_batches=1,
-    loss_chunk=0,
+    loss_pieces=1,
     steps=counts.run_steps(config, config.vocabulary.size),
   )
   model = dataclasses.replace(config.model, depth=depth, scan_layers=False)

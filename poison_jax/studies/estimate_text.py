@@ -33,7 +33,7 @@ def _share(e: Estimate) -> dict[str, str]:
     return {}
   return {
     "JAX's share": f"{_gb(chip.usable)} of it, {GPU_SHARE:.0%}: "
-    f"XLA_PYTHON_CLIENT_MEM_FRACTION={GPU_SHARE}, as launch/slurm.sbatch sets "
+    f"XLA_CLIENT_MEM_FRACTION={GPU_SHARE}, as launch/slurm.sbatch sets "
     "it; without, 75%",
   }
 

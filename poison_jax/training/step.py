@@ -141,7 +141,7 @@ def jit_train_step(
 
   def summed_loss(params, tokens_BL, weights_BL):
     losses_BL = next_token_losses(
-      decoder, params, tokens_BL, chunk=t.loss_chunk, z_loss=t.z_loss
+      decoder, params, tokens_BL, pieces=t.loss_pieces, z_loss=t.z_loss
     )
     return jnp.sum(losses_BL * weights_BL)
 

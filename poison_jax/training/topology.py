@@ -8,7 +8,7 @@ from typing import Any, Literal
 from poison_jax.config import nearest
 from poison_jax.errors import UserError
 
-# Of a GPU's memory, what a JAX process takes: XLA_PYTHON_CLIENT_MEM_FRACTION as
+# Of a GPU's memory, what a JAX process takes: XLA_CLIENT_MEM_FRACTION as
 # launch/slurm.sbatch and benchmarks/gpu.py set it. The rest is for what lies
 # beside JAX's arrays (CUDA's context, NCCL, cuDNN). Without the variable JAX
 # takes 0.75 (docs.jax.dev, "GPU memory allocation").
