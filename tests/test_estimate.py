@@ -203,6 +203,20 @@ def test_the_memory_that_the_compiler_wants_is_read(message, needed):
   assert ahead.memory_needed(message) == needed
 
 
+def test_temporaries_are_read_from_the_main_memory_of_a_buffer_assignment():
+  text = """
+allocation 0: size 8192, parameter 25, shape |f32[2048]|, maybe-live-out:
+allocation 379: size 4096, color 6, preallocated-temp:
+ value: <12 fusion.3 @0> (size=7000,offset=0): f32[1750]{0:T(256)}
+allocation 381: size 7750144, preallocated-temp:
+allocation 382: size 37904384, color 1, preallocated-temp:
+"""
+  assert ahead.allocated_temporaries(text) == 7750144
+  assert (
+    ahead.allocated_temporaries("allocation 0: size 8, parameter 1") is None
+  )
+
+
 def test_changes_come_in_order_and_micro_batches_deal_rows_out():
   config = _config(batch=48, micro_batches=1)
   topology = parse_topology("v5e:2x4")  # Six rows a chip.
