@@ -94,6 +94,10 @@ def get_config():
   # Rematerialisation: "none", "full", or "dots" (keeps matrix products).
   c.model.remat = "none"
   c.model.compute_dtype = "float32"  # "float32" or "bfloat16".
+  # To which each device's gradient of a matrix is rounded before the devices'
+  # are summed, in it: "bfloat16" (with compute_dtype "bfloat16") halves what
+  # that sends. All else about gradients is float32.
+  c.model.gradient_dtype = "float32"
 
   c.train = config_dict.ConfigDict()
   c.train.length = 256  # L, tokens a row.

@@ -77,6 +77,7 @@ class ModelConfig:
   scan_layers: bool
   remat: Literal["none", "full", "dots"]
   compute_dtype: Literal["float32", "bfloat16"]
+  gradient_dtype: Literal["float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -462,6 +463,12 @@ def _validate_relations(c: Config) -> None:
     f"a divisor of model.heads, {m.heads}",
   )
   _require(m.head_size % 2 == 0, "model.head_size", m.head_size, "even")
+  _require(
+    m.gradient_dtype in ("float32", m.compute_dtype),
+    "model.gradient_dtype",
+    m.gradient_dtype,
+    "'float32', as model.compute_dtype is",
+  )
   _require(t.length > 1, "train.length", t.length, "more than 1")
   if t.batch % t.micro_batches:
     legal = [k for k in range(1, t.batch + 1) if t.batch % k == 0]

@@ -53,6 +53,8 @@ def test_base_explains_every_field():
     ("vocabulary.single_pieces", ("<A>", "<A>"), "none is .* given twice"),
     ("corpus.store", "", "config.corpus.store is ''; it must be a folder's"),
     ("model.kv_heads", 3, "a divisor of model.heads, 2"),
+    ("model.gradient_dtype", "bfloat16", "'float32', as model.compute_dtype"),
+    ("train.loss_pieces", 0, "must be more than 0"),
     ("train.micro_batches", 3, r"one of \[1, 2, 4\]"),
     ("poison.prefix_min", 2000, "at least poison.prefix_min, 2000"),
     ("poison.end", 0.0, "more than poison.start"),

@@ -1,5 +1,6 @@
 """The training step: sums, masks, counters, and the same on any mesh."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend.core import jaxprs_in_params
 from small_model import VOCABULARY, change, make_batch, make_config
 
 from poison_jax.config import Config, MeshConfig
@@ -90,6 +92,44 @@ def test_metrics_are_those_of_a_step_taken_by_hand():
     second["train/update_norm"], norm(update), rtol=1e-3
   )
   assert int(state.step) == 2
+
+
+def test_gradients_of_matrices_leave_their_products_rounded_where_asked():
+  """By the program: XLA's CPU compiler has no such product, and rounds not."""
+  tokens_BL = make_batch(_CONFIG).tokens_BL
+
+  def rounded(dtype):
+    model = dataclasses.replace(
+      _CONFIG.model,
+      compute_dtype="bfloat16",
+      gradient_dtype=dtype,
+      tied_embeddings=False,
+    )
+    decoder = Decoder(model, VOCABULARY)
+    params = decoder.init(jax.random.key(0), tokens_BL)["params"]
+
+    def loss(params):
+      return jnp.sum(
+        next_token_losses(decoder, params, tokens_BL, pieces=1, z_loss=0.0)
+      )
+
+    gradient = jax.grad(loss)(params)
+    found, todo = [], [jax.make_jaxpr(jax.grad(loss))(params).jaxpr]
+    while todo:
+      for equation in todo.pop().eqns:
+        todo += jaxprs_in_params(equation.params)
+        if equation.primitive.name == "dot_general":
+          out = equation.outvars[0].aval
+          found += [out.shape] if out.dtype == jnp.bfloat16 else []
+    layer = {name: array.shape[1:] for name, array in params["layers"].items()}
+    matrices = [shape for shape in layer.values() if len(shape) == 2]
+    matrices.append(params["unembedding"].shape)
+    return gradient, sorted(found), sorted(matrices)
+
+  exact, none, _ = rounded("float32")
+  close, found, matrices = rounded("bfloat16")
+  assert none == [] and found == matrices
+  _close(close, exact, 2**-7)
 
 
 def test_masked_targets_have_no_effect():

@@ -238,27 +238,35 @@ def rotary(
 ) -> tuple[jax.Array, jax.Array]:
   """Returns float32 factors of the channels and of their partners.
 
-  Each is [2, size / 2, B, L]: cosines, and sines with the first half's
+  Each is [B, 2, size / 2, L]: cosines, and sines with the first half's
   negated, so that a rotation is x * cosine + partner * sine.
   """
   frequencies = theta ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
-  angles = frequencies[:, None, None] * positions_BL.astype(jnp.float32)
+  angles = frequencies[:, None] * positions_BL.astype(jnp.float32)[:, None]
   cosine, sine = jnp.cos(angles), jnp.sin(angles)
-  return jnp.stack([cosine, cosine]), jnp.stack([-sine, sine])
+  return jnp.stack([cosine, cosine], axis=1), jnp.stack([-sine, sine], axis=1)
 
 
 def _rotate(x_KBL, rotation, *, scale: float):
   """Rotates channel pairs (i, i + K/2), Llama's half-split convention.
 
   Leading axes are heads. The partners come from turning an axis of two
-  round: joining two halves instead took 20 times as long on the CPU.
+  round: joining two halves instead took 20 times as long on the CPU. Rows go
+  in front: a TPU lays the last two axes out in tiles of 8 by 128, and a few
+  rows there cost 9 % of a 7B step (LOG.md).
   """
-  cosine, sine = (factor * scale for factor in rotation)
   *heads, size, batch, length = x_KBL.shape
-  pairs = x_KBL.reshape(*heads, 2, size // 2, batch, length)
+  x_BKL = jnp.moveaxis(x_KBL, -2, 0)
+  pairs = x_BKL.reshape(batch, *heads, 2, size // 2, length)
   wide = pairs.astype(jnp.float32)
-  turned = wide * cosine + jnp.flip(wide, axis=-4) * sine
-  return turned.astype(x_KBL.dtype).reshape(x_KBL.shape)
+  ones = (1,) * len(heads)
+  cosine, sine = (
+    scale * factor.reshape(len(factor), *ones, *factor.shape[1:])
+    for factor in rotation
+  )
+  turned = wide * cosine + jnp.flip(wide, axis=-3) * sine
+  turned_BKL = turned.astype(x_KBL.dtype).reshape(x_BKL.shape)
+  return jnp.moveaxis(turned_BKL, 0, -2)
 
 
 def _layer(config: ModelConfig, back_end, rotation, x_DBL, weights):
@@ -275,10 +283,11 @@ def _attention_part(config: ModelConfig, rotation, x_DBL, weights, attend):
   c = config
   tokens = x_DBL.shape[1:]
   group = (c.kv_heads, c.heads // c.kv_heads, c.head_size)
+  project = functools.partial(linear, c.gradient_dtype)
   y_DBL = rms_norm(x_DBL, weights["attention_norm"], epsilon=c.norm_epsilon)
-  queries_GRKBL = linear(weights["query"], y_DBL).reshape(*group, *tokens)
+  queries_GRKBL = project(weights["query"], y_DBL).reshape(*group, *tokens)
   keys_GKBL, values_GKBL = (
-    linear(weights[name], y_DBL).reshape(c.kv_heads, c.head_size, *tokens)
+    project(weights[name], y_DBL).reshape(c.kv_heads, c.head_size, *tokens)
     for name in ("key", "value")
   )
   if c.qk_norm:
@@ -291,7 +300,7 @@ def _attention_part(config: ModelConfig, rotation, x_DBL, weights, attend):
     values_GKBL,
   )
   flat = mixed_GRKBL.reshape(c.heads * c.head_size, *tokens)
-  out_DBL = linear(weights["attention_out"], flat)
+  out_DBL = project(weights["attention_out"], flat)
   return _rows_over_devices(x_DBL + out_DBL), kept
 
 
@@ -299,12 +308,13 @@ def _feed_forward_part(config: ModelConfig, x_DBL, weights):
   y_DBL = rms_norm(
     x_DBL, weights["feed_forward_norm"], epsilon=config.norm_epsilon
   )
-  up_FBL = linear(weights["up"], y_DBL)
+  project = functools.partial(linear, config.gradient_dtype)
+  up_FBL = project(weights["up"], y_DBL)
   if config.activation == "swiglu":
-    hidden_FBL = swiglu(linear(weights["gate"], y_DBL), up_FBL)
+    hidden_FBL = swiglu(project(weights["gate"], y_DBL), up_FBL)
   else:
     hidden_FBL = jax.nn.gelu(up_FBL)
-  return _rows_over_devices(x_DBL + linear(weights["down"], hidden_FBL))
+  return _rows_over_devices(x_DBL + project(weights["down"], hidden_FBL))
 
 
 @jax.custom_vjp

@@ -34,19 +34,22 @@ def next_token_losses(
   x_DBL = decoder.apply(variables, tokens_BL, method=Decoder.features)
   unembedding_VD = decoder.apply(variables, method=Decoder.unembedding)
   targets_BL = jnp.roll(tokens_BL, -1, axis=1)
+  loss = functools.partial(_losses, z_loss, decoder.config.gradient_dtype)
   if pieces == 1:
-    losses_BL = _losses(unembedding_VD, x_DBL, targets_BL, z_loss)
+    losses_BL = loss(unembedding_VD, x_DBL, targets_BL)
   else:
-    losses_BL = _in_pieces(unembedding_VD, x_DBL, targets_BL, z_loss, pieces)
+    losses_BL = _in_pieces(loss, unembedding_VD, x_DBL, targets_BL, pieces)
   return losses_BL.at[:, -1].set(0.0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _losses(unembedding_VD, x_DBL, targets_BL, z_loss):
-  return _forward(unembedding_VD, x_DBL, targets_BL, z_loss)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _losses(z_loss, gradient_dtype, unembedding_VD, x_DBL, targets_BL):
+  arrays = unembedding_VD, x_DBL, targets_BL
+  return _forward(z_loss, gradient_dtype, *arrays)[0]
 
 
-def _forward(unembedding_VD, x_DBL, targets_BL, z_loss):
+def _forward(z_loss, gradient_dtype, unembedding_VD, x_DBL, targets_BL):
+  del gradient_dtype
   low_VD = unembedding_VD.astype(x_DBL.dtype)
   logits_VBL = product(low_VD, x_DBL, (((1,), (0,)), ((), ())))
   normaliser_BL = jax.nn.logsumexp(logits_VBL, axis=0)
@@ -55,7 +58,7 @@ def _forward(unembedding_VD, x_DBL, targets_BL, z_loss):
   return losses_BL, (low_VD, x_DBL, targets_BL, logits_VBL, normaliser_BL)
 
 
-def _backward(z_loss, kept, gradient_BL):
+def _backward(z_loss, gradient_dtype, kept, gradient_BL):
   """By a logit: p (1 + 2 z log-normaliser) - 1 where it is the target's."""
   low_VD, x_DBL, targets_BL, logits_VBL, normaliser_BL = kept
   share_BL = gradient_BL * (1 + 2 * z_loss * normaliser_BL)
@@ -63,7 +66,7 @@ def _backward(z_loss, kept, gradient_BL):
   slope_VBL = jnp.exp(logits_VBL - normaliser_BL) * share_BL
   slope_VBL = jnp.where(chosen_VBL, slope_VBL - gradient_BL, slope_VBL)
   slope_VBL = slope_VBL.astype(x_DBL.dtype)
-  unembedding_VD = over_tokens(slope_VBL, x_DBL)
+  unembedding_VD = over_tokens(slope_VBL, x_DBL, rounded=gradient_dtype)
   x_gradient_DBL = contract_first(low_VD, slope_VBL, batch=0)
   return unembedding_VD, x_gradient_DBL.astype(x_DBL.dtype), None
 
@@ -71,7 +74,7 @@ def _backward(z_loss, kept, gradient_BL):
 _losses.defvjp(_forward, _backward)
 
 
-def _in_pieces(unembedding_VD, x_DBL, targets_BL, z_loss, pieces):
+def _in_pieces(loss, unembedding_VD, x_DBL, targets_BL, pieces):
   """Cuts columns, not rows, so that each device works on its own rows."""
   batch, length = targets_BL.shape
   columns = math.ceil(length / pieces)
@@ -85,7 +88,7 @@ def _in_pieces(unembedding_VD, x_DBL, targets_BL, z_loss, pieces):
   @jax.checkpoint
   def one(piece):
     x, targets = piece
-    return _losses(unembedding_VD, x, targets, z_loss)
+    return loss(unembedding_VD, x, targets)
 
   losses = jax.lax.map(one, (cut(x_DBL), cut(targets_BL)))
   return jnp.moveaxis(losses, 0, 1).reshape(batch, -1)[:, :length]
