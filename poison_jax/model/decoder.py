@@ -253,7 +253,7 @@ def _rotate(x_KBL, rotation, *, scale: float):
   Leading axes are heads. The partners come from turning an axis of two
   round: joining two halves instead took 20 times as long on the CPU. Rows go
   in front: a TPU lays the last two axes out in tiles of 8 by 128, and a few
-  rows there cost 9 % of a 7B step (LOG.md).
+  rows there cost 8 % of a 7B step (LOG.md).
   """
   *heads, size, batch, length = x_KBL.shape
   x_BKL = jnp.moveaxis(x_KBL, -2, 0)
