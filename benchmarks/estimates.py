@@ -4,8 +4,10 @@
 
 A row is `python -m poison_jax.estimate --config=configs/dos.py:size=SIZE
 --topology=SLICE`: three programs, minutes each on two cores, so that each row
-is kept in --out when it is done and not made again. The table ends with the
-price of the paper's study: 24 configurations, three seeds each.
+is kept in --out when it is done, and made again only for another config or
+compiler; prices are those of now. The table ends with the price of the paper's
+study: 24 configurations, three seeds each. Below it stands the code that made
+the rows.
 
 With --scaling the rows are one size on 8 to 1,024 chips, 2 rows of 2,048
 tokens on each: what a chip sends to its slice and beyond against what it
@@ -15,10 +17,12 @@ weights on each (data parallelism over the data-centre network).
 Nothing here is measured on a TPU.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import sys
+from collections.abc import Callable, Iterable
 
 from absl import flags
 from rich.console import Console
@@ -34,6 +38,7 @@ from poison_jax.studies import costs, estimating, fitting
 from poison_jax.training import compiler
 from poison_jax.training.ahead import Program, program_from_dict
 from poison_jax.training.topology import Topology, parse_topology
+from poison_jax.version import code_version
 
 flags.DEFINE_list("sizes", ["600m", "2b", "7b", "13b"], "Rows of dos.SIZES.")
 flags.DEFINE_list(
@@ -73,63 +78,78 @@ def main(arguments: list[str]) -> None:
   compiler.install(f.compiler, say=_say)
   os.makedirs(f.out, exist_ok=True)
   if f.scaling:
-    Console(width=120).print(_scaling(f.sizes[-1], f.scaled))
+    programs = {
+      name: _scaled_program(f.sizes[-1], parse_topology(name))
+      for name in f.scaled
+    }
+    Console(width=120).print(_scaling(f.sizes[-1], programs))
+    print(_made_by(programs.values()))
     return
   rows = {
     (size, topology.name): _row(size, topology)
     for topology in topologies
     for size in f.sizes
   }
-  Console(width=120).print(_table(rows))
+  Console(width=120).print(_table(rows, f.prices))
+  print(_made_by(rows.values()))
 
 
-def _table(rows: dict[tuple[str, str], dict]) -> Table:
+def _table(rows: dict[tuple[str, str], dict], prices: str) -> Table:
   table = Table("size", "slice", "a chip, GB", "of", "s a step", "MFU", "hours")
   table.add_column("chip-hours")
   table.add_column("price")
+  paces = {}
   for (size, name), row in rows.items():
-    chip = parse_topology(name).chip
-    cells = [f"{row['needed'] / 1e9:.1f}", f"{chip.usable / 1e9:.0f}"]
-    if row["pace"] is None:
-      cells += ["does not fit" if not row["fits"] else "no estimate"]
+    topology = parse_topology(name)
+    program = program_from_dict(row["program"])
+    cells = [f"{program.needed / 1e9:.1f}", f"{topology.chip.usable / 1e9:.0f}"]
+    if row["seconds"] is None:
+      fits = fitting.fits(program, topology)
+      cells += ["no estimate" if fits else "does not fit"]
     else:
-      p = row["pace"]
+      p = paces[size, name] = costs.pace(
+        costs.run_costs(_config(size)),
+        topology,
+        costs.read_price(prices, topology.chip.name),
+        seconds=row["seconds"],
+        kernel=row["kernel"],
+      )
       cells += [
-        f"{p['seconds']:.3g} ({p['kernel']:.2g} splash)",
-        f"{p['mfu']:.1%}",
-        f"{p['hours']:,.1f}",
-        f"{p['hours'] * parse_topology(name).chips:,.0f}",
-        f"${p['dollars']:,.0f}",
+        f"{p.seconds:.3g} ({p.kernel:.2g} splash)",
+        f"{p.mfu:.1%}",
+        f"{p.hours:,.1f}",
+        f"{p.hours * topology.chips:,.0f}",
+        f"${p.dollars:,.0f}",
       ]
     table.add_row(size, name, *cells)
   for name in dict.fromkeys(name for _, name in rows):
-    paces = {size: rows.get((size, name), {}).get("pace") for size in _STUDY}
-    if all(paces.values()):
-      dollars = sum(_STUDY[s] * p["dollars"] for s, p in paces.items())
-      hours = sum(_STUDY[s] * p["hours"] for s, p in paces.items())
-      study = f"{hours * parse_topology(name).chips:,.0f}"
+    if all((size, name) in paces for size in _STUDY):
+      hours, dollars = (
+        sum(n * getattr(paces[size, name], of) for size, n in _STUDY.items())
+        for of in ("hours", "dollars")
+      )
       table.add_row(
         "72 runs",
         name,
-        "",
-        "",
-        "",
-        "",
+        *[""] * 4,
         f"{hours:,.0f}",
-        study,
+        f"{hours * parse_topology(name).chips:,.0f}",
         f"${dollars:,.0f}",
       )
   return table
 
 
+def _config(size: str) -> Config:
+  return config_lib.from_config_dict(dos.get_config(f"size={size}"))
+
+
 def _row(size: str, topology: Topology) -> dict:
   """Returns a row's numbers, from its file where it is there."""
-  config = config_lib.from_config_dict(dos.get_config(f"size={size}"))
 
   def make() -> dict:
     try:
       found = estimating.estimate(
-        config,
+        _config(size),
         topology,
         costs.read_price(flags.FLAGS.prices, topology.chip.name),
         mfu=None,
@@ -140,30 +160,28 @@ def _row(size: str, topology: Topology) -> dict:
     except UserError as error:
       raise UserError(f"{size} on {topology.name}: {error}") from None
     return {
-      "fits": fitting.fits(found.program, topology),
       "program": dataclasses.asdict(found.program),
-      "needed": found.program.needed,
-      "pace": found.pace and dataclasses.asdict(found.pace),
+      "seconds": found.pace and found.pace.seconds,
+      "kernel": found.pace and found.pace.kernel,
     }
 
-  return _kept(f"{size}-{topology.name}", make)
+  return _kept(f"{size}-{topology.name}", _config(size), make)
 
 
-def _scaling(size: str, names: list[str]) -> Table:
+def _scaling(size: str, programs: dict[str, dict]) -> Table:
   table = Table("chips", "slice", "a chip, GB", "computes", title=size)
   table.add_column("sends in its slice")
   table.add_column("beyond")
-  for name in names:
+  for name, row in programs.items():
     topology = parse_topology(name)
     config = _scaled(size, topology)
-    program = _kept(
-      f"scaling-{size}-{name}",
-      lambda c=config, t=topology: dataclasses.asdict(_compile(c, t)),
-    )
-    far = near = 0.0
-    for c in program_from_dict(program).collectives:
-      far += c.sent if c.far else 0.0
-      near += 0.0 if c.far else c.sent
+    program = program_from_dict(row["program"])
+    cells = [str(topology.chips), name, f"{program.needed / 1e9:.1f}"]
+    if not program.fits:
+      table.add_row(*cells, "does not fit")
+      continue
+    far = sum(c.sent for c in program.collectives if c.far)
+    near = sum(c.sent for c in program.collectives if not c.far)
     tokens = _ROWS_A_CHIP * config.train.length
     flops = counts.flops_per_token(
       config.model, config.vocabulary.size, config.train.length
@@ -171,9 +189,7 @@ def _scaling(size: str, names: list[str]) -> Table:
     again = 4 / 3 if config.model.remat == "full" else 1
     compute = flops.total * tokens * again / topology.chip.peak_flops
     table.add_row(
-      str(topology.chips),
-      name,
-      f"{program['needed'] / 1e9:.1f}",
+      *cells,
       f"{compute:.3f} s at peak",
       f"{near / 1e9:.1f} GB, {near / topology.chip.near:.3f} s",
       f"{far / 1e9:.1f} GB, {far / topology.chip.far:.3f} s",
@@ -181,11 +197,19 @@ def _scaling(size: str, names: list[str]) -> Table:
   return table
 
 
+def _scaled_program(size: str, topology: Topology) -> dict:
+  config = _scaled(size, topology)
+
+  def make() -> dict:
+    return {"program": dataclasses.asdict(_compile(config, topology))}
+
+  return _kept(f"scaling-{size}-{topology.name}", config, make)
+
+
 def _scaled(size: str, topology: Topology) -> Config:
   """Returns a size's config for a slice: FSDP inside, copies over slices."""
   c = dos.get_config(f"size={size}")
   c.train.batch = _ROWS_A_CHIP * topology.chips
-  c.runtime.mesh.data = topology.slices
   return config_lib.from_config_dict(c)
 
 
@@ -195,18 +219,29 @@ def _compile(config: Config, topology: Topology) -> Program:
   )
 
 
-def _kept(name: str, make) -> dict:
+def _kept(name: str, config: Config, make: Callable[[], dict]) -> dict:
+  """Returns a row from its file, or makes it and writes the file."""
   path = os.path.join(flags.FLAGS.out, name.replace(":", "-") + ".json")
-  try:
+  asked = {
+    "config": config_lib.to_dict(config),
+    "compiler": compiler.libtpu_version(),
+  }
+  with contextlib.suppress(FileNotFoundError):
     with open(path, encoding="utf-8") as file:
-      return json.load(file)
-  except FileNotFoundError:
-    _say(f"{name}:")
-  made = make()
+      row = json.load(file)
+    if row["asked"] == json.loads(json.dumps(asked)):
+      return row
+  _say(f"{name}:")
+  row = {"asked": asked, "code": code_version()} | make()
   with open(path + ".tmp", "w", encoding="utf-8") as file:
-    json.dump(made, file)
+    json.dump(row, file)
   os.replace(path + ".tmp", path)
-  return made
+  return row
+
+
+def _made_by(rows: Iterable[dict]) -> str:
+  codes = ", ".join(sorted({row["code"] for row in rows}))
+  return f"made by code {codes}; rows are kept in {flags.FLAGS.out}"
 
 
 def _say(line: str) -> None:

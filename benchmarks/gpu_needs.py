@@ -5,7 +5,7 @@ import sys
 
 # What is imported, the package to install for it, and what it is there for.
 _NEEDS = {
-  "jax": ("jax[cuda13]", "the step"),
+  "jax": ("jax[cuda12]", "the step"),
   "numpy": ("numpy", "the step"),
   "flax": ("flax", "the model"),
   "optax": ("optax", "the optimizer"),

@@ -180,7 +180,8 @@ def get_config():
   c.checkpoint.keep_every = 0  # Keep each multiple of so many steps; 0: none.
 
   c.runtime = config_dict.ConfigDict()
-  # Devices along each mesh axis; one may be -1: all that are left.
+  # Devices along each mesh axis; one may be -1: all that are left. Of several
+  # TPU slices, those of one: data goes over the slices as well.
   c.runtime.mesh = config_dict.ConfigDict()
   c.runtime.mesh.data = -1
   c.runtime.mesh.fsdp = 1

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 from small_model import VOCABULARY, make_config, make_decoder
 
 from poison_jax.config import MeshConfig
@@ -50,14 +50,12 @@ class _Chip:
 def test_only_data_goes_over_slices():
   chips = [_Chip(i, i // 4) for i in range(8)]
   # Dealt out as they may come, not by slice.
-  mesh = mesh_lib.make_mesh(MeshConfig(2, -1, 2), batch=8, devices=chips[::-1])
+  mesh = mesh_lib.make_mesh(MeshConfig(1, -1, 2), batch=8, devices=chips[::-1])
   assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
   for number, devices in enumerate(mesh.devices):
     assert {chip.slice_index for chip in devices.flat} == {number}
-  with pytest.raises(
-    UserError, match="data is 1, but the devices are 2 slices"
-  ):
-    mesh_lib.make_mesh(MeshConfig(1, -1, 1), batch=8, devices=chips)
+  with pytest.raises(UserError, match="is 1 x 8 x 1, .* 4 devices in a slice"):
+    mesh_lib.make_mesh(MeshConfig(1, 8, 1), batch=8, devices=chips)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +89,14 @@ def test_an_unknown_name_is_an_error():
     mesh_lib.state_shardings(_mesh(), {"novelty": jnp.zeros((2, 2))})
   with pytest.raises(KeyError, match="2 axes"):
     mesh_lib.state_shardings(_mesh(), {"embedding": jnp.zeros((2, 2, 2))})
+
+
+def test_an_axis_that_does_not_divide_a_large_array_is_refused():
+  mesh = AbstractMesh((1, 24, 1), mesh_lib.AXES)
+  tree = {"query": jax.ShapeDtypeStruct((40, 5120, 5120), jnp.float32)}
+  message = "24 .* fsdp can't share 'query' .*mesh.fsdp=8 .*mesh.data=-1 would"
+  with pytest.raises(UserError, match=message):
+    mesh_lib.state_shardings(mesh, tree)
 
 
 def test_an_axis_that_does_not_divide_is_left_out(monkeypatch):

@@ -2,14 +2,14 @@
 
 Not tried on a GPU or a TPU yet. Tested on the CPU: splash in Pallas's
 interpret mode, and what surrounds cuDNN's kernel with XLA in its place. Splash
-with its gradients compiles for TPU v5e (jax 0.10.2, libtpu 0.0.52), for head
-sizes of 64, 128 and 256 in bfloat16 and of 6, 32 and 80 in float32.
+with its gradients compiles for TPU v5e (jax 0.10.2, libtpu 0.0.42), for head
+sizes of 32, 64, 128 and 256 in bfloat16 and of 6, 32 and 80 in float32.
 
-Letters as in `poison_jax.model.decoder`. The kernels want a head's features
-last, so arrays are turned here, on the way in and out. XLA can't cut a kernel
-over devices by itself; on a mesh each device is given its rows, and its heads
-where "tensor" divides the key heads (else every device along it computes all
-heads).
+Letters as in `poison_jax.model.decoder`. The kernels' interfaces have a head's
+features last, so arrays are turned here, on the way in and out. XLA can't cut a
+kernel over devices by itself; on a mesh each device is given its rows, and its
+heads where "tensor" divides the key heads (else every device along it computes
+all heads).
 
 Sources: `jax.nn.dot_product_attention`, and in `jax.experimental.pallas.ops`
 `tpu.splash_attention` (arXiv 2205.14135 and 2307.08691 for the method).

@@ -8,11 +8,16 @@ CPUs and TPUs; it has not been compared with a GPU's yet.
 
 import math
 
+from jax.sharding import AbstractMesh
+
 from poison_jax.config import Config
 from poison_jax.model import backends
-from poison_jax.model.counts import count_parameters
+from poison_jax.model.counts import count_parameters, run_steps
+from poison_jax.model.decoder import Decoder
 from poison_jax.training import mesh as mesh_lib
+from poison_jax.training import step as step_lib
 from poison_jax.training.ahead import Program
+from poison_jax.training.optimizer import make_optimizer
 from poison_jax.training.topology import Topology
 
 _WIDE = 4  # Bytes of float32.
@@ -39,15 +44,21 @@ def program(config: Config, topology: Topology) -> Program:
     length=t.length,
   ).back_end
   axes = mesh_lib.axis_sizes(
-    config.runtime.mesh, batch=t.batch, devices=topology.chips
+    config.runtime.mesh,
+    batch=t.batch,
+    devices=topology.chips,
+    slices=topology.slices,
   )
   rows = axes[0] * axes[1]
   mesh_lib.check_batch(t.batch, rows=rows, micro_batches=t.micro_batches)
-  cuts = axes[1] * axes[2]
-  count = count_parameters(config.model, config.vocabulary.size).total
-  moment = 2 if config.optimizer.moment_dtype == "bfloat16" else _WIDE
-  parameters = math.ceil(_WIDE * count / cuts)
-  optimizer = math.ceil(2 * moment * count / cuts)
+  vocabulary_size = config.vocabulary.size
+  state = step_lib.abstract_state(
+    Decoder(config.model, vocabulary_size),
+    make_optimizer(config.optimizer, steps=run_steps(config, vocabulary_size)),
+    AbstractMesh(axes, mesh_lib.AXES),
+  )
+  parameters = mesh_lib.device_bytes(state.params)
+  optimizer = mesh_lib.device_bytes(state.opt_state)
   tokens = t.batch * t.length // (rows * t.micro_batches)
   temporaries = parameters  # The gradient.
   temporaries += activations(config, tokens) // axes[2]

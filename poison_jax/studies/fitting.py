@@ -43,7 +43,10 @@ def least_memory(config: Config, topology: Topology) -> float:
     UserError: the mesh or the batch can't be dealt out over the chips.
   """
   _, fsdp, tensor = mesh_lib.axis_sizes(
-    config.runtime.mesh, batch=config.train.batch, devices=topology.chips
+    config.runtime.mesh,
+    batch=config.train.batch,
+    devices=topology.chips,
+    slices=topology.slices,
   )
   count = count_parameters(config.model, config.vocabulary.size).total
   moment = 2 if config.optimizer.moment_dtype == "bfloat16" else _WIDE
@@ -89,7 +92,10 @@ def legal_micro_batches(config: Config, topology: Topology) -> list[int]:
   """
   batch, now = config.train.batch, config.train.micro_batches
   data, fsdp, _ = mesh_lib.axis_sizes(
-    config.runtime.mesh, batch=batch, devices=topology.chips
+    config.runtime.mesh,
+    batch=batch,
+    devices=topology.chips,
+    slices=topology.slices,
   )
   mesh_lib.check_batch(batch, rows=data * fsdp, micro_batches=now)
   rows = batch // (data * fsdp)

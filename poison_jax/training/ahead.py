@@ -12,7 +12,6 @@ import collections
 import dataclasses
 import glob
 import json
-import math
 import re
 import sys
 import tempfile
@@ -126,7 +125,8 @@ def compile_step(
   )
   state = step_lib.abstract_state(decoder, optimizer, mesh)
   step = step_lib.jit_train_step(decoder, optimizer, config, mesh, state)
-  parameters, moments = _bytes(state.params), _bytes(state.opt_state)
+  parameters = mesh_lib.device_bytes(state.params)
+  moments = mesh_lib.device_bytes(state.opt_state)
   on_tpu = devices[0].platform == "tpu"
   options = {} if config.model.scan_layers or not on_tpu else _NO_WINDOWS
   try:
@@ -243,14 +243,6 @@ def _abstract_batch(config: Config, mesh) -> Batch:
     weights_BL=array(jnp.float32, batch, length),
     poison_start_B=array(jnp.int32, batch),
     poison_length_B=array(jnp.int32, batch),
-  )
-
-
-def _bytes(tree) -> int:
-  """Returns the bytes that one device holds of abstract arrays."""
-  return sum(
-    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    for leaf in jax.tree.leaves(tree)
   )
 
 

@@ -10,8 +10,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from poison_jax.config import MeshConfig
 from poison_jax.errors import UserError
 
+AXES = ("data", "fsdp", "tensor")
 # Rows go over both; weights over "fsdp" and "tensor".
 ROW_AXES = ("data", "fsdp")
+# Elements of an array that may be whole on every device.
+_SMALL = 1_000_000
 
 # Axes of each parameter (leading N: layers), and of its moments in the
 # optimizer's state. "fsdp" cuts a matrix along the width D; "tensor" along
@@ -43,9 +46,9 @@ def make_mesh(
 ) -> Mesh:
   """Returns the mesh (data, fsdp, tensor) over all devices.
 
-  Where they make up several TPU slices, "data" goes over these, and the other
-  axes stay inside one: what "data" sums, once a step, can bear the slower
-  network between slices (jax-ml.github.io/scaling-book, "TPUs").
+  Where they make up several TPU slices, `config` is the mesh of one, and "data"
+  goes over the slices as well: what it sums, once a step, can bear the slower
+  network between them (jax-ml.github.io/scaling-book, "TPUs").
 
   Args:
     config: devices along each axis; one may be -1, all that are left.
@@ -53,26 +56,19 @@ def make_mesh(
     devices: None for the ones here; or a topology's, to compile for.
 
   Raises:
-    UserError: the axes don't give the number of devices, or "data" is no
-      multiple of the slices, or rows can't be dealt out evenly.
+    UserError: the axes don't give the number of devices, or rows can't be
+      dealt out evenly.
   """
   devices = jax.devices() if devices is None else devices
-  sizes = axis_sizes(config, batch=batch, devices=len(devices))
-  axes = (*ROW_AXES, "tensor")
-  types = (AxisType.Auto,) * len(axes)
   slices = _slices(devices)
+  sizes = axis_sizes(config, batch=batch, devices=len(devices), slices=slices)
+  types = (AxisType.Auto,) * len(AXES)
   if slices == 1:
-    return jax.make_mesh(sizes, axes, axis_types=types, devices=devices)
-  if sizes[0] % slices:
-    raise UserError(
-      f"config.runtime.mesh.data is {sizes[0]}, but the devices are {slices} "
-      "slices, and only data may go over several: it must be a multiple of "
-      f"{slices}"
-    )
+    return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
   grid = mesh_utils.create_hybrid_device_mesh(
     (sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices
   )
-  return Mesh(grid, axes, axis_types=types)
+  return Mesh(grid, AXES, axis_types=types)
 
 
 def _slices(devices: Sequence[jax.Device]) -> int:
@@ -87,9 +83,10 @@ def _slices(devices: Sequence[jax.Device]) -> int:
 
 
 def axis_sizes(
-  config: MeshConfig, *, batch: int, devices: int
+  config: MeshConfig, *, batch: int, devices: int, slices: int
 ) -> tuple[int, int, int]:
   """Returns devices along each axis; as for `make_mesh`."""
+  devices //= slices
   sizes = [config.data, config.fsdp, config.tensor]
   asked = " x ".join(map(str, sizes))
   known = math.prod(s for s in sizes if s != -1)
@@ -98,9 +95,10 @@ def axis_sizes(
   if math.prod(sizes) != devices:
     raise UserError(
       f"config.runtime.mesh (data x fsdp x tensor) is {asked}, but there are "
-      f"{devices} devices; the product must be {devices} (-1: all that are "
-      "left)"
+      f"{devices} devices{' in a slice' if slices > 1 else ''}; the product "
+      f"must be {devices} (-1: all that are left)"
     )
+  sizes[0] *= slices
   check_batch(batch, rows=sizes[0] * sizes[1], micro_batches=1)
   return tuple(sizes)
 
@@ -129,9 +127,10 @@ def state_shardings(mesh: Mesh, abstract_state):
 
   Moments of an optimizer count as parameters, by the last name on their path.
   Scalars are on every device. A mesh axis that doesn't divide its dimension
-  is left out, so that array is whole along it.
+  is left out, so that array is whole along it, if it is small.
 
   Raises:
+    UserError: it isn't small.
     KeyError: an array that is no scalar has a name without a rule.
   """
 
@@ -154,6 +153,32 @@ def state_shardings(mesh: Mesh, abstract_state):
       axis if axis is not None and size % mesh.shape[axis] == 0 else None
       for axis, size in zip(axes, leaf.shape, strict=True)
     ]
+    if tuple(spec) != axes and math.prod(leaf.shape) > _SMALL:
+      _refuse(names[-1], leaf.shape, axes, spec, mesh)
     return NamedSharding(mesh, PartitionSpec(*spec))
 
   return jax.tree_util.tree_map_with_path(sharding, abstract_state)
+
+
+def device_bytes(abstract) -> int:
+  """Returns the bytes that one device holds of a tree of abstract arrays."""
+  return sum(
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(abstract)
+  )
+
+
+def _refuse(name: str, shape, axes, spec, mesh: Mesh):
+  """Raises UserError for a large array that an axis can't cut."""
+  size, axis = next(
+    (size, axis)
+    for size, axis, cut in zip(shape, axes, spec, strict=True)
+    if axis != cut
+  )
+  devices = mesh.shape[axis]
+  raise UserError(
+    f"config.runtime.mesh: {devices} devices along {axis} can't share {name!r} "
+    f"evenly, of which {size} is a side; "
+    f"--config.runtime.mesh.{axis}={math.gcd(size, devices)} "
+    "--config.runtime.mesh.data=-1 would"
+  )
