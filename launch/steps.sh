@@ -171,8 +171,18 @@ checked_commit() {
 }
 
 keep() { # TEXT URL
-  run gcloud storage cp - "$2" <<<"$1" 2>"$tmp/error" ||
-    fail 2 "$2 can't be written: $(problem)"
+  put "$1" "$2" || fail 2 "$2 can't be written: $(problem)"
+}
+
+put() { # TEXT URL
+  local line lines=()
+  if [ -n "$dry_run" ]; then
+    while IFS= read -r line; do lines+=("$line"); done <<<"$1"
+    echo "$(quoted printf '%s\n' "${lines[@]}") |" \
+      "$(quoted gcloud storage cp - "$2")" >&3
+  else
+    gcloud storage cp - "$2" <<<"$1" 2>"$tmp/error"
+  fi
 }
 
 # Puts the code of a commit into the bucket, where it isn't there yet.

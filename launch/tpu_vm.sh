@@ -14,6 +14,8 @@
 #   stop     saves and ends the run; the slice stays, and costs
 #   delete   stops the run and gives the slice back
 #
+# `stop` and `delete` end an `up` that watches, wherever it runs.
+#
 # The first command names the slice, and the bucket keeps it for the others, on
 # any machine: --zone, --project, --type (v5p-128, v5litepod-64, v6e-256),
 # --slices=N (1), --spot or --reserved (else on demand), --runtime-version
@@ -38,6 +40,8 @@ poll=30 # Seconds between two looks.
 name='' bucket='' zone='' project='' type='' slices='' tier='' spot=''
 reserved='' runtime_version='' part='' of='' delete_when_done=''
 arguments=() has_arguments=''
+ended='' ended_before='' # What $home/ended tells, and told as `up` began.
+own='' # Set where the slice is this `up`'s to delete.
 verbs="up create setup prepare run logs status stop delete"
 options="name bucket zone project type slices runtime-version part of"
 switches="spot reserved delete-when-done"
@@ -116,10 +120,14 @@ create_slice() {
   save_settings
   say "asking for $slices x $type in $zone"
   kept=$asked
-  run gcloud compute tpus queued-resources create "$name" "${place[@]}" \
+  heed
+  if run gcloud compute tpus queued-resources create "$name" "${place[@]}" \
     "${ids[@]}" --accelerator-type="$type" \
     --runtime-version="$runtime_version" ${tier:+"$tier"} --quiet \
-    2>"$tmp/error" && return
+    2>"$tmp/error"; then
+    heed delete_slice
+    return
+  fi
   # Nothing was made: it may be tried elsewhere.
   [ -n "$before" ] || gcloud storage rm "$home/settings" >/dev/null 2>&1 || true
   ! grep -qiE 'quota|RESOURCE_EXHAUSTED' "$tmp/error" || no_quota "$(problem)"
@@ -130,6 +138,7 @@ create_slice() {
 wait_active() {
   local before='' reason
   while :; do
+    heed
     look ACTIVE || fail 2 "gcloud: $(problem)"
     [ "$state" = "$before" ] || say "$name: $state"
     before=$state
@@ -143,10 +152,52 @@ wait_active() {
         fail 2 "the request for $name failed: ${reason:-no reason given};" \
           "delete it, then try again"
         ;;
-      MISSING | DELETING) fail 2 "$name has been deleted" ;;
+      MISSING | DELETING) gone ;;
     esac
     sleep "$poll"
   done
+}
+
+gone() {
+  heed
+  own=''
+  fail 2 "$name has been deleted: nothing runs there; 'up' makes it again, and" \
+    "the run goes on from its last checkpoint"
+}
+
+# Tells an `up` that watches that it is to end. Each telling differs from the
+# one before, so that the next `up` needs to remove nothing.
+tell_up() {
+  put "$verb $(date -u +%Y-%m-%dT%H:%M:%SZ) $$" "$home/ended" ||
+    say "$home/ended can't be written ($(problem)): an 'up' that watches must" \
+      "be ended by hand"
+}
+
+read_ended() {
+  for _ in 1 2 3 4 5 6 7 8 9 10; do
+    ended=$(ask '' gcloud storage cat "$home/ended" 2>"$tmp/error") && return
+    ended=''
+    ! grep -qiE 'matched no objects|not.found|404' "$tmp/error" || return 0
+    sleep "$poll"
+  done
+  fail 1 "$home/ended can't be read: $(problem)"
+}
+
+# Ends `up` where `stop` or `delete` was given since it began. Right after a
+# step that may have crossed them, TAKE-BACK undoes it.
+heed() { # [TAKE-BACK]
+  [ "$verb" = up ] && [ -z "$dry_run" ] || return 0
+  read_ended
+  [ -n "$ended" ] && [ "$ended" != "$ended_before" ] || return 0
+  own=''
+  [ $# = 0 ] || "$1" || say "not stopped everywhere: $failures"
+  case $ended in delete*)
+    fail 2 "$name was given back with 'delete': 'up' makes it again, and the run" \
+      "goes on from its last checkpoint"
+    ;;
+  esac
+  fail 75 "$name was stopped with 'stop': 'up' goes on from the last checkpoint;" \
+    "the slice, where there is one, costs until 'delete'"
 }
 
 delete_slice() {
@@ -279,19 +330,29 @@ verdict() {
 start_job() { # JOB WORKER COMMAND...
   local job=$1 worker=$2
   shift 2
-  on_hosts '' "$worker" "$(worker) start $job $home/logs/$job $*" ||
-    fail 1 "$failures The other hosts have started: the same command starts" \
-      "what doesn't run; 'stop' ends them"
+  on_hosts '' "$worker" "$(worker) start $job $home/logs/$job $*" && return
+  heed stop_jobs
+  fail 1 "$failures The other hosts have started: the same command starts" \
+    "what doesn't run; 'stop' ends them"
 }
 
 train() {
+  heed
   start_job train all "$(train_command ${arguments[@]+"${arguments[@]}"})"
+  heed stop_jobs
   say "started: follow it with logs, see it with status"
 }
 
-# Makes a preempted slice again.
+# Makes a preempted slice again. One that is being deleted is suspended first.
 remake() {
+  heed
   say "$name is preempted: making it again"
+  while :; do
+    look SUSPENDED || fail 2 "gcloud: $(problem)"
+    [ "$state" = SUSPENDING ] || break
+    sleep "$poll"
+  done
+  case $state in MISSING | DELETING) gone ;; esac
   delete_slice
   create_slice
 }
@@ -299,7 +360,10 @@ remake() {
 is_preempted() {
   local node
   look ACTIVE || return 1
-  case $state in SUSPENDING | SUSPENDED | MISSING) return 0 ;; esac
+  case $state in
+    SUSPENDING | SUSPENDED) return 0 ;;
+    MISSING | DELETING) gone ;;
+  esac
   for node in $(nodes); do
     case $(gcloud compute tpus tpu-vm describe "$node" "${place[@]}" \
       '--format=value(state)' 2>/dev/null) in
@@ -321,6 +385,7 @@ make_ready() {
 }
 
 restart() {
+  heed
   say "starting again from the last checkpoint"
   make_ready
   train
@@ -330,6 +395,7 @@ restart() {
 watch() { # JOB WORKER
   local misses=0 now
   while :; do
+    heed
     look ACTIVE || true
     now=''
     case $state in
@@ -345,12 +411,13 @@ watch() { # JOB WORKER
         fi
         ;;
       SUSPENDING | SUSPENDED) now=lost ;;
-      MISSING | DELETING | FAILED) fail 2 "$name is $state: the run has ended" ;;
+      MISSING | DELETING) gone ;;
+      FAILED) fail 2 "$name is $state: the run has ended" ;;
       UNKNOWN) misses=$((misses + 1)) ;;
     esac
     [ "$misses" -lt 10 ] ||
-      fail 1 "$name can't be seen any more: ${failures:-$(problem)}; the run" \
-        "may go on, and the slice costs: look with status"
+      fail 1 "$name can't be seen any more: ${failures:-$(problem)}; what runs" \
+        "there may go on, and costs, until it is deleted: look with status"
     case $now in
       '' | running) ;;
       done) return 0 ;;
@@ -386,24 +453,47 @@ conclude() { # JOB CODE
 do_up() {
   local code=0
   choose_arguments
+  read_ended
+  ended_before=$ended
   if is_running; then
     say "$name is running already, with commit $commit: watching it" \
       "${has_arguments:+(the arguments given here are not used)}"
+    arguments=()
+    had_arguments || fail 1 "$home/command can't be read, which tells what runs"
+    find_folder
+    own_slice
   else
     # A run that goes on keeps its commit; one that is asked for gets this one.
     [ -n "$commit" ] && [ -z "$has_arguments" ] || commit=$(checked_commit)
     create_slice
+    own_slice
     publish_commit
     make_ready
     keep_arguments
     train
   fi
   watch train all || code=$?
-  [ -z "$delete_when_done" ] || delete_slice
   conclude train "$code"
   say "done: $folder"
   [ -n "$delete_when_done" ] || say "the slice still costs: give it back with" \
     "delete --name=$name --bucket=$bucket"
+}
+
+# From here on --delete-when-done holds, however `up` ends. A signal ends the
+# watching only, and not the run.
+own_slice() {
+  [ -n "$delete_when_done" ] || return 0
+  own=1
+  trap 'own="" && fail 130 "interrupted: $name is not deleted, and costs; what" \
+    "runs there goes on, and the same command watches it"' INT TERM HUP
+}
+
+# Keeps the exit code, but for a success after which the slice still costs.
+leave() {
+  local code=$?
+  [ -z "$own" ] || (delete_slice) || [ "$code" != 0 ] || code=2
+  rm -rf "$tmp"
+  exit "$code"
 }
 
 do_create() {
@@ -478,14 +568,17 @@ stop_jobs() {
 }
 
 do_stop() {
+  tell_up # Also one that waits for its slice.
   need_slice
   recorded_commit
   stop_jobs || fail 1 "not stopped everywhere: $failures"
-  say "$name is stopped; the slice stays, and costs, until 'delete'"
+  say "$name is stopped, and an 'up' that watches it ends; the slice stays, and" \
+    "costs, until 'delete'"
 }
 
 do_delete() {
   look ACTIVE || fail 2 "gcloud: $(problem)"
+  tell_up
   if [ "$state" = ACTIVE ] && { [ -n "$dry_run" ] ||
     gcloud storage ls "$home/commit" >/dev/null 2>&1; }; then
     recorded_commit
@@ -499,6 +592,6 @@ do_delete() {
 
 parse "$@"
 tmp=$(mktemp -d)
-trap 'rm -rf "$tmp"' EXIT
+trap leave EXIT
 check
 "do_$verb"

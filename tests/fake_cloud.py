@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 PROGRAMS = (
   "gcloud", "xpk", "kubectl", "gke-gcloud-auth-plugin", "srun", "scontrol",
@@ -24,10 +25,10 @@ PROGRAMS = (
 # All else that the scripts call: the machine's own, and nothing beside, lest a
 # real gcloud be among it.
 _TOOLS = (
-  "awk", "bash", "cat", "cp", "cut", "dirname", "env", "find", "git", "grep",
-  "gzip", "head", "ln", "ls", "mkdir", "mktemp", "mv", "nohup", "paste", "rm",
-  "sed", "setsid", "sh", "sort", "tail", "tar", "tee", "touch", "tr", "uniq",
-  "wc",
+  "awk", "bash", "cat", "cp", "cut", "date", "dirname", "env", "find", "git",
+  "grep", "gzip", "head", "ln", "ls", "mkdir", "mktemp", "mv", "nohup",
+  "paste", "rm", "sed", "setsid", "sh", "sort", "tail", "tar", "tee", "touch",
+  "tr", "uniq", "wc",
 )  # fmt: skip
 _ROOT = pathlib.Path(__file__).parent.parent
 _WORKERS = 2
@@ -90,6 +91,7 @@ class FakeCloud:
     self._program(programs / "python3.12", "#!/bin/sh\nexit 0\n")
     self._program(folder / "python", _PYTHON.replace("CLOUD", str(folder)))
     (folder / "codes").write_text("0\n")
+    self._begun: list[subprocess.Popen[str]] = []
     self._commit()
 
   @staticmethod
@@ -139,6 +141,34 @@ class FakeCloud:
       stdin=subprocess.DEVNULL,
     )
 
+  def begin(self, script: str, *arguments: str) -> subprocess.Popen[str]:
+    """Starts a launch script and returns, as from another shell."""
+    begun = subprocess.Popen(
+      ["bash", f"launch/{script}", *arguments],
+      cwd=self.checkout,
+      env=self.environment(),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      stdin=subprocess.DEVNULL,
+      start_new_session=True,
+    )
+    self._begun.append(begun)
+    return begun
+
+  def hold(self, pattern: str) -> None:
+    """Makes the next call that matches, as in `rule`, wait for `let_go`."""
+    self.rule(pattern, hold=True)
+
+  @property
+  def holds(self) -> bool:
+    """Whether a call waits."""
+    return (self.folder / "held").exists()
+
+  def let_go(self) -> None:
+    """Lets the call that waits go on as if it had just been made."""
+    (self.folder / "held").unlink()
+
   def rule(self, pattern: str, times: int = 1, **answer: object) -> None:
     """Makes the next calls that match the pattern answer otherwise.
 
@@ -167,7 +197,11 @@ class FakeCloud:
     return file.read_text().splitlines() if file.exists() else []
 
   def close(self) -> None:
-    """Ends what still runs on the hosts."""
+    """Ends what was begun and what still runs on the hosts."""
+    for begun in self._begun:
+      with contextlib.suppress(ProcessLookupError):
+        os.killpg(begun.pid, signal.SIGKILL)
+      begun.communicate()
     _kill_jobs(self.folder)
 
   def home(self, host: str) -> pathlib.Path:
@@ -267,6 +301,8 @@ def _ssh(root: pathlib.Path, node: str, workers: str, command: str) -> None:
       "FAKE_WORKER": str(worker),
     }
     code = _obey(root, f"{host}: {command}", ends=False)
+    if not pathlib.Path(environment["HOME"]).exists():
+      code = 255
     if code is None:
       code = subprocess.run(
         ["bash", "-c", command], env=environment, check=False,
@@ -310,6 +346,11 @@ def _obey(root: pathlib.Path, line: str, ends: bool = True) -> int | None:
     _write(root, "rules", rules)
     if "state" in rule:
       _set_states(root, rule["state"])
+  if "hold" in rule:
+    (root / "held").touch()
+    while (root / "held").exists():
+      time.sleep(0.05)
+    return None
   sys.stdout.write(rule.get("out", ""))
   sys.stderr.write(rule.get("err", ""))
   if ends:

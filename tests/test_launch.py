@@ -249,16 +249,19 @@ _STATE = (
   f"{_SSH} '--command={_WORKER} state train 2>/dev/null || "
   'echo "$HOSTNAME none"\''
 )
+_WRITTEN = r"printf '%s\n' "
 _CREATE = [
   _DESCRIBE,
-  "gcloud storage cp - gs://b/launch/a/settings",
+  f"{_WRITTEN}zone=us-east5-a project=p type=v5p-16 slices=1 tier="
+  " runtime_version=v2-alpha-tpuv5"
+  " | gcloud storage cp - gs://b/launch/a/settings",
   f"gcloud compute tpus queued-resources create a {_PLACE} --node-id=a"
   " --accelerator-type=v5p-16 --runtime-version=v2-alpha-tpuv5 --quiet",
 ]
 _SETUP = [
   f"gcloud storage ls {_CODE}",
   f"git archive --format=tar.gz COMMIT | gcloud storage cp - {_CODE}",
-  "gcloud storage cp - gs://b/launch/a/commit",
+  f"{_WRITTEN}COMMIT | gcloud storage cp - gs://b/launch/a/commit",
 ]
 _SETUP_HOSTS = (
   f"{_SSH} '--command=set -eo pipefail; cd; if [ -e poison_jax/COMMIT/ready ];"
@@ -267,13 +270,15 @@ _SETUP_HOSTS = (
   f" {_WORKER} setup; touch poison_jax/COMMIT/ready; fi'"
 )
 _START = [
-  "gcloud storage cp - gs://b/launch/a/command",
+  f"{_WRITTEN}--config=configs/dos.py:size=2b"
+  " | gcloud storage cp - gs://b/launch/a/command",
   f"{_SSH} '--command={_WORKER} start train gs://b/launch/a/logs/train"
   " python -m poison_jax.train --config=configs/dos.py:size=2b"
   " --workdir=gs://b/runs/a"
   " --config.runtime.compilation_cache=gs://b/cache'",
 ]
 _COMMIT = "gcloud storage cat gs://b/launch/a/commit"
+_ENDED = "gcloud storage cat gs://b/launch/a/ended"
 _COMMAND = "gcloud storage cat gs://b/launch/a/command"
 _PREPARE = (
   f"{_WORKER} start JOB gs://b/launch/a/logs/JOB env JAX_PLATFORMS=cpu"
@@ -286,6 +291,10 @@ _STOP = (
 _DELETE = (
   f"gcloud compute tpus queued-resources delete a {_PLACE} --force --quiet"
 )
+
+
+def _tell(verb):
+  return f"{_WRITTEN}'{verb} NOW' | gcloud storage cp - gs://b/launch/a/ended"
 
 
 def _prepared(job, step, worker):
@@ -307,13 +316,13 @@ def _prepared(job, step, worker):
     ("run --", [_DESCRIBE, _COMMIT, _STATE, *_START]),
     (
       "up --",
-      [_COMMIT, *_CREATE, *_SETUP, _DESCRIBE, _SETUP_HOSTS, *_START, _DESCRIBE,
-       _STATE],
+      [_ENDED, _COMMIT, *_CREATE, *_SETUP, _DESCRIBE, _SETUP_HOSTS, *_START,
+       _DESCRIBE, _STATE],
     ),
     (
       "up --delete-when-done --",
-      [_COMMIT, *_CREATE, *_SETUP, _DESCRIBE, _SETUP_HOSTS, *_START, _DESCRIBE,
-       _STATE, _DELETE],
+      [_ENDED, _COMMIT, *_CREATE, *_SETUP, _DESCRIBE, _SETUP_HOSTS, *_START,
+       _DESCRIBE, _STATE, _DELETE],
     ),
     (
       "prepare --",
@@ -332,8 +341,11 @@ def _prepared(job, step, worker):
        .replace("=all", "=0")],
     ),
     ("status", [_DESCRIBE, _COMMIT, _STATE]),
-    ("stop", [_DESCRIBE, _COMMIT, _STOP]),
-    ("delete", [_DESCRIBE, _COMMIT, _STOP, _DELETE, _COMMAND]),
+    ("stop", [_tell("stop"), _DESCRIBE, _COMMIT, _STOP]),
+    (
+      "delete",
+      [_DESCRIBE, _tell("delete"), _COMMIT, _STOP, _DELETE, _COMMAND],
+    ),
   ],
 )  # fmt: skip
 def test_a_dry_run_prints_every_step_on_a_slice(cloud, verb, lines):
@@ -342,8 +354,9 @@ def test_a_dry_run_prints_every_step_on_a_slice(cloud, verb, lines):
   result = cloud.run("tpu_vm.sh", verb, *_SLICE, "--dry-run", *options)
   assert result.returncode == 0, result.stderr
   assert result.stderr == ""
-  printed = result.stdout.replace(cloud.commit, "COMMIT").splitlines()
-  assert printed == lines
+  printed = result.stdout.replace(cloud.commit, "COMMIT")
+  printed = re.sub(r"\d{4}-\d\d-\d\dT\S+Z \d+", "NOW", printed)
+  assert printed.splitlines() == lines
   assert cloud.calls == [] and not any((cloud.folder / "bucket").iterdir())
 
 
@@ -749,6 +762,218 @@ def test_up_deletes_the_slice_where_it_is_told_to(cloud):
   assert cloud.calls[-1] == _DELETE
 
 
+# launch/tpu_vm.sh: another command beside an `up` that watches.
+
+
+def _ends_as_one_error(begun, code, *parts):
+  """Waits for a script in the background, and returns what it printed."""
+  out, err = begun.communicate(timeout=60)
+  result = subprocess.CompletedProcess(begun.args, begun.returncode, out, err)
+  _is_one_error(result, code, *parts)
+  return out
+
+
+def _watched(cloud, *codes):
+  """Begins an `up`, and returns it once every host trains."""
+  _codes(cloud, "wait", *codes)
+  up = cloud.begin("tpu_vm.sh", "up", *_SLICE, *_TRAIN)
+  _until(lambda: cloud.starts() and cloud.starts("a-w-1"))
+  return up
+
+
+def test_stop_beside_up_ends_both_and_up_anew_goes_on(cloud):
+  up = _watched(cloud, 0)
+  stopped = cloud.run("tpu_vm.sh", "stop", *_KEPT)
+  assert stopped.returncode == 0, stopped.stderr
+  _ends_as_one_error(
+    up, 75, "a was stopped with 'stop'", "'up' goes on", "'delete'"
+  )
+  assert len(cloud.starts()) == 1
+  again = cloud.run("tpu_vm.sh", "up", *_KEPT)
+  assert again.returncode == 0, again.stderr
+  assert len(cloud.starts()) == len(cloud.starts("a-w-1")) == 2
+  assert _made(cloud) == 1
+
+
+def test_stop_while_up_looks_slowly_is_seen_before_it_starts_again(cloud):
+  cloud.hold("a-w-0: .*state train")
+  up = _watched(cloud, 0)
+  _until(lambda: cloud.holds)
+  cloud.run("tpu_vm.sh", "stop", *_KEPT)
+  cloud.let_go()
+  _ends_as_one_error(up, 75, "a was stopped with 'stop'")
+  assert len(cloud.starts()) == 1
+
+
+def test_stop_while_up_starts_the_run_ends_what_it_starts(cloud):
+  cloud.hold("a-w-0: .*start train")
+  _codes(cloud, "wait")
+  up = cloud.begin("tpu_vm.sh", "up", *_SLICE, *_TRAIN)
+  _until(lambda: cloud.holds)
+  cloud.run("tpu_vm.sh", "stop", *_KEPT)
+  cloud.let_go()
+  _ends_as_one_error(up, 75, "a was stopped with 'stop'")
+  status = cloud.run("tpu_vm.sh", "status", *_KEPT)
+  assert "running" not in status.stdout
+
+
+def test_stop_ends_an_up_that_waits_for_its_slice(cloud):
+  cloud.run("tpu_vm.sh", "create", *_SLICE)
+  cloud.set_state("a", "WAITING_FOR_RESOURCES")
+  up = cloud.begin("tpu_vm.sh", "up", *_KEPT, *_TRAIN)
+  _until(lambda: cloud.calls.count(_ENDED) > 1)
+  stopped = cloud.run("tpu_vm.sh", "stop", *_KEPT)
+  assert stopped.returncode == 2
+  _ends_as_one_error(up, 75, "a was stopped with 'stop'")
+  assert cloud.starts() == []
+
+
+@pytest.mark.parametrize(
+  "held", ["state train", "worker.sh setup", "start train"]
+)
+def test_delete_beside_up_rents_nothing_again(cloud, held):
+  cloud.hold(f"a-w-0: .*{held}")
+  _codes(cloud, "wait")
+  up = cloud.begin("tpu_vm.sh", "up", *_SLICE, "--spot", *_TRAIN)
+  _until(lambda: cloud.holds)
+  deleted = cloud.run("tpu_vm.sh", "delete", *_KEPT)
+  assert deleted.returncode == 0, deleted.stderr
+  cloud.run("tpu_vm.sh", "status", *_KEPT)  # By then it is MISSING.
+  cloud.let_go()
+  _ends_as_one_error(up, 2, "a was given back with 'delete'", "'up' makes")
+  assert _made(cloud) == 1 and not any((cloud.folder / "slices").iterdir())
+
+
+def test_a_slice_that_is_suspended_to_be_deleted_is_not_made_again(cloud):
+  up = _watched(cloud)
+  cloud.rule("resources delete", state="SUSPENDING")
+  cloud.run("tpu_vm.sh", "delete", *_KEPT)
+  _ends_as_one_error(up, 2, "a was given back with 'delete'")
+  assert _made(cloud) == 1
+
+
+@pytest.mark.parametrize("seen", [(), ("SUSPENDING",)])
+def test_a_slice_that_went_elsewhere_is_not_made_again(cloud, seen):
+  up = _watched(cloud)  # Deleted in the console, say: the bucket tells nothing.
+  for state in seen:
+    cloud.rule("describe a .*state.state", times=3, out=f"{state}\n")
+  cloud.set_state("a", "DELETING")
+  _ends_as_one_error(up, 2, "a has been deleted", "'up' makes it again")
+  assert _made(cloud) == 1
+
+
+def test_delete_while_the_slice_is_asked_for_takes_it_back(cloud):
+  cloud.hold("resources create")
+  up = cloud.begin("tpu_vm.sh", "up", *_SLICE, *_TRAIN)
+  _until(lambda: cloud.holds)
+  deleted = cloud.run("tpu_vm.sh", "delete", *_KEPT)
+  assert "a is gone already" in deleted.stdout
+  cloud.let_go()
+  out = _ends_as_one_error(up, 2, "a was given back with 'delete'")
+  assert "a is deleted and costs nothing" in out
+  assert (cloud.folder / "slices" / "a").read_text() == "DELETING"
+
+
+def test_up_after_delete_makes_the_slice_anew(cloud):
+  up = _watched(cloud, 0)
+  cloud.run("tpu_vm.sh", "delete", *_KEPT)
+  _ends_as_one_error(up, 2, "a was given back")
+  again = cloud.run("tpu_vm.sh", "up", *_KEPT)
+  assert again.returncode == 0, again.stderr
+  assert _made(cloud) == 2 and len(cloud.starts()) == 2
+
+
+def test_a_bucket_that_cannot_be_read_rents_nothing(cloud):
+  up = _watched(cloud)
+  cloud.rule(
+    "cat gs://b/launch/a/ended", times=20, code=1, err="ERROR: no account\n"
+  )
+  cloud.set_state("a", "SUSPENDED")
+  _ends_as_one_error(up, 1, "launch/a/ended can't be read", "no account")
+  assert _made(cloud) == 1
+
+
+def test_a_bucket_that_cannot_be_written_keeps_no_slice(cloud):
+  cloud.run("tpu_vm.sh", "create", *_SLICE)
+  cloud.rule("cp - gs://b/launch/a/ended", code=1, err="ERROR: 403\n")
+  deleted = cloud.run("tpu_vm.sh", "delete", *_KEPT)
+  assert deleted.returncode == 0, deleted.stderr
+  assert "launch/a/ended can't be written (ERROR: 403)" in deleted.stdout
+  assert "a is deleted" in deleted.stdout
+
+
+def test_a_run_that_is_watched_keeps_its_command_after_preemption(cloud):
+  _codes(cloud, "wait", 0)
+  cloud.run("tpu_vm.sh", "create", *_SLICE)
+  cloud.run("tpu_vm.sh", "setup", *_KEPT)
+  cloud.run("tpu_vm.sh", "run", *_KEPT, *_TRAIN)
+  _until(lambda: cloud.starts() and cloud.starts("a-w-1"))
+  cloud.rule("a-w-0: .*state train", out="a-w-0 running\n")
+  cloud.rule("a-w-0: .*state train", out="a-w-0 running\n", state="SUSPENDED")
+  other = ("--", "--config=configs/other.py", "--workdir=gs://b/runs/other")
+  up = cloud.run("tpu_vm.sh", "up", *_KEPT, *other)
+  assert up.returncode == 0, up.stderr
+  assert "arguments given here are not used" in up.stdout
+  assert _made(cloud) == 2
+  first, second = cloud.starts()
+  assert first == second and "dos.py:size=2b" in first
+  assert "done: gs://b/runs/a\n" in up.stdout
+
+
+# launch/tpu_vm.sh up --delete-when-done.
+
+
+@pytest.mark.parametrize(
+  ("pattern", "code", "message"),
+  [
+    ("a-w-1: .*state train", 255, "a can't be seen any more"),
+    ("a-w-1: .*worker.sh setup", 7, "setting up failed on a: worker 1"),
+    ("a-w-1: .*start train", 7, "a: worker 1 (exit code 7)"),
+    ("cp - gs://b/launch/a/commit", 1, "launch/a/commit can't be written"),
+  ],
+)
+def test_the_slice_is_deleted_however_up_ends(cloud, pattern, code, message):
+  cloud.rule(pattern, times=99, code=code)
+  result = cloud.run("tpu_vm.sh", "up", *_SLICE, "--delete-when-done", *_TRAIN)
+  _is_one_error(result, 2 if "cp" in pattern else 1, message)
+  assert "a is deleted and costs nothing any more" in result.stdout
+  assert cloud.calls[-1] == _DELETE
+
+
+@pytest.mark.parametrize(("ends", "code"), [(0, 2), (4, 4)])
+def test_a_slice_that_stays_is_said_to_cost_when_up_ends(cloud, ends, code):
+  _codes(cloud, ends)
+  cloud.rule("resources delete", code=1, err="ERROR: PERMISSION_DENIED\n")
+  result = cloud.run("tpu_vm.sh", "up", *_SLICE, "--delete-when-done", *_TRAIN)
+  assert result.returncode == code
+  last = result.stderr.splitlines()[-1]
+  assert "a can't be deleted, and still costs: ERROR: PERMISSION" in last
+
+
+def test_a_slice_that_up_has_not_taken_is_not_deleted(cloud):
+  cloud.run("tpu_vm.sh", "create", *_SLICE)
+  given = (*_SLICE, "--delete-when-done")
+  other = cloud.run("tpu_vm.sh", "up", *given, "--slices=3", *_TRAIN)
+  _is_one_error(other, 2, "a exists with other settings")
+  _is_one_error(cloud.run("tpu_vm.sh", "up", *given), 2, "nothing to run")
+  assert (cloud.folder / "slices" / "a").read_text() == "ACTIVE"
+
+
+def test_who_interrupts_up_or_stops_the_run_keeps_the_slice(cloud):
+  _codes(cloud, "wait")
+  given = ("tpu_vm.sh", "up", *_SLICE, "--delete-when-done", *_TRAIN)
+  up = cloud.begin(*given)
+  _until(lambda: cloud.starts() and cloud.starts("a-w-1"))
+  up.terminate()
+  _ends_as_one_error(up, 130, "interrupted: a is not deleted, and costs")
+  up = cloud.begin(*given)
+  looks = len(cloud.calls)
+  _until(lambda: any("worker.sh state" in c for c in cloud.calls[looks:]))
+  cloud.run("tpu_vm.sh", "stop", *_KEPT)
+  _ends_as_one_error(up, 75, "a was stopped with 'stop'")
+  assert (cloud.folder / "slices" / "a").read_text() == "ACTIVE"
+
+
 def _metadata(cloud):
   """Lets a host learn its number, as the metadata server tells it."""
   (cloud.folder / "bin" / "curl").write_text(
@@ -1046,9 +1271,13 @@ _WORKLOAD = (
   " --config.runtime.compilation_cache=gs://b/cache'"
 )
 _PODS = "--selector=jobset.sigs.k8s.io/jobset-name=a"
+_GKE_SETTINGS = (
+  f"{_WRITTEN}cluster=poison-jax zone=us-east5-a project=p type=v5p-16"
+  " slices=1 tier= | gcloud storage cp - gs://b/launch/a/settings"
+)
 _GKE = {
   "create": [
-    "gcloud storage cp - gs://b/launch/a/settings",
+    _GKE_SETTINGS,
     "xpk cluster create --cluster=poison-jax --tpu-type=v5p-16 --num-slices=1"
     f" --on-demand {_PLACE}",
   ],
@@ -1063,8 +1292,8 @@ _GKE = {
     f"gcloud artifacts docker images describe {_IMAGE}",
     _CONNECT,
     "kubectl get jobset a --ignore-not-found --output=name",
-    "gcloud storage cp - gs://b/launch/a/settings",
-    "gcloud storage cp - gs://b/launch/a/command",
+    _GKE_SETTINGS,
+    _START[0],
     _WORKLOAD,
   ],
   "logs": [
