@@ -34,7 +34,13 @@ from poison_jax.training.collectives import Collective, read_collectives
 from poison_jax.training.optimizer import make_optimizer
 from poison_jax.training.topology import Topology, parse_topology
 
-# Custom calls of the TPU compiler that its cost analysis books as free.
+# Custom calls of the TPU compiler that cost nothing, and that its cost analysis
+# books as -1 s each: those that it does not know (HandleCustomCall in XLA's
+# hlo_cost_analysis.cc). configs/dos.py:size=1m on v5e:2x2, unrolled to 2 and 4
+# layers, has 5 and 7 of the first, and -4.999 and -6.998 s. The others are of
+# programs of several slices (libtpu 0.0.42).
+_BOOKED_WRONG = ("ConcatBitcast", "SliceId", "ZeroCrop")
+# And such that it books as free.
 # Pallas' kernels (splash attention) it books by the memory that they read and
 # write, as if they computed nothing: a forward kernel of 32 heads, 2 rows of
 # 2,048 on v5p has 0.216 ms for 508 MB, and no FLOPs (libtpu 0.0.42).
@@ -160,21 +166,9 @@ def compile_step(
     sum(parts),
     estimated_seconds(compiled.cost_analysis(), text),
     attention,
-    _exchanged(text, devices=len(devices), slices=slices),
+    tuple(read_collectives(text, devices_per_slice=len(devices) // slices)),
     compiled=True,
   )
-
-
-def _exchanged(text: str, *, devices: int, slices: int) -> tuple:
-  """Returns the collectives; none where those between slices can't be read.
-
-  Programs of several slices send over the data-centre network by other
-  operations than collectives (libtpu 0.0.42), which aren't read yet.
-  """
-  found = read_collectives(text, devices_per_slice=devices // slices)
-  if slices > 1 and not any(c.far for c in found):
-    return ()
-  return tuple(found)
 
 
 def allocated_temporaries(text: str) -> int | None:
@@ -207,12 +201,8 @@ def _allocated(dump: str) -> int | None:
 def estimated_seconds(cost: dict[str, float] | None, text: str) -> float | None:
   """Returns XLA's estimate of a program's time; None where it has none.
 
-  XLA books -1 s for a custom call that it does not know (HandleCustomCall in
-  its hlo_cost_analysis.cc). The TPU compiler's own "ConcatBitcast" is such a
-  one and costs nothing: configs/dos.py:size=1m on v5e:2x2, unrolled to 2 and
-  4 layers (libtpu 0.0.42), has 5 and 7 of them, and -4.999 and -6.998 s. With
-  any other unknown call the number means nothing; nor does it where a product
-  with gathered weights is a loop over their parts (size=2b on v6e:4x4 has 17).
+  It has none where an unknown custom call is in it, and where a product with
+  gathered weights is a loop over their parts (size=2b on v6e:4x4 has 17).
 
   Args:
     cost: `Compiled.cost_analysis()`.
@@ -222,7 +212,7 @@ def estimated_seconds(cost: dict[str, float] | None, text: str) -> float | None:
   if "windowed_dot_general" in text:
     return None
   calls = collections.Counter(re.findall(r'custom_call_target="(\w+)"', text))
-  seconds += calls.pop("ConcatBitcast", 0)
+  seconds += sum(calls.pop(call, 0) for call in _BOOKED_WRONG)
   if set(calls) - _COUNTED_CALLS or seconds <= 0:
     return None
   return seconds

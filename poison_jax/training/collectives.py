@@ -6,6 +6,10 @@ shapes are what a device holds.
 XLA for TPU (libtpu 0.0.42) writes every reduce-scatter as an all-reduce of
 which each device then takes its own slice, also one that `jax.lax.psum_scatter`
 asks for (v5p:2x2x2, v5p:4x4x4, v5e:8x8). Such a one is told as "sliced".
+
+What the devices of several slices exchange over the data-centre network are not
+collectives of the program, but transfers that the host does for it: a "send"
+whose attributes name the collective and the slices that take part.
 """
 
 import dataclasses
@@ -26,6 +30,8 @@ _HEAD = re.compile(r"(ENTRY )?(%?[\w.\-]+) \(.*\{$")
 _LINE = re.compile(r"\s*(?:ROOT )?(%?[\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)")
 _ARRAY = re.compile(r"\b([a-z]+\d+|pred)\[([\d,]*)\]")
 _NAME = re.compile(r"%[\w.\-]+")
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
+_SLICES = re.compile(r'_xla_megascale_target="\{([\d,:]+)\}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +108,8 @@ def read_collectives(text: str, *, devices_per_slice: int) -> list[Collective]:
       kind = line.opcode.removesuffix("-start")
       if kind in KINDS:
         found += _read(line, computations, name, times, devices_per_slice)
+      elif line.opcode == "send" and _TRANSFER.search(line.rest):
+        found.append(_between_slices(line, times))
   return found
 
 
@@ -127,18 +135,23 @@ def _times(computations, entry: str) -> dict[str, int]:
     times[name] = times.get(name, 0) + runs
     for line in computations[name]:
       if line.opcode == "while":
-        trips = _trips(line, computations)
+        trips = _trips(line, computations, name)
         todo += [(body, runs * trips) for body in line.called("body")]
       for key in ("calls", "branch_computations"):
         todo += [(called, runs) for called in line.called(key)]
   return times
 
 
-def _trips(loop: _Line, computations) -> int:
-  """Returns a loop's rounds: told, or the constant that ends it.
+def _trips(loop: _Line, computations, name: str) -> int:
+  """Returns a loop's rounds: told, or by the constants that bound it.
 
-  JAX's scans and maps count up from 0, and so do the loops that the TPU
-  compiler makes of a product of which one side is gathered piece by piece.
+  JAX's scans and maps count up, and so do the loops that the TPU compiler makes
+  of a product of which one side is gathered piece by piece.
+
+  Args:
+    loop: the instruction.
+    computations: of the program.
+    name: the computation that the loop is in.
   """
   told = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest)
   if told:
@@ -152,25 +165,53 @@ def _trips(loop: _Line, computations) -> int:
   if len(constants) != 1:
     raise ValueError(f"{loop.name}: a loop of unknown length")
   (body,) = loop.called("body")
-  stride = _stride(computations[condition], computations[body])
-  return math.ceil(constants[0] / stride)
+  place = _counter_place(computations[condition])
+  if place is None:
+    return constants[0]
+  start = _start(loop, computations[name], place)
+  stride = _stride(computations[body], place)
+  return math.ceil((constants[0] - start) / stride)
 
 
-def _stride(condition: list[_Line], body: list[_Line]) -> int:
-  """Returns by how much a loop's counter grows in a round.
-
-  By 1, unless the body, whose last line is what it hands on, says otherwise.
-  """
+def _counter_place(condition: list[_Line]) -> int | None:
+  """Returns the place of a loop's counter in its tuple: what it compares."""
   compared = [name for line in condition[-1:] for name in line.operands()]
   places = [
     int(re.search(r"index=(\d+)", line.rest)[1])
     for line in condition
     if line.name in compared and line.opcode == "get-tuple-element"
   ]
-  if not places or body[-1].opcode != "tuple":
+  return places[0] if places else None
+
+
+def _start(loop: _Line, around: list[_Line], place: int) -> int:
+  """Returns the number that a loop's counter starts from.
+
+  0, unless the tuple that the loop is given has a constant there: the TPU
+  compiler takes the first round of a loop whose sums go to other slices out of
+  it.
+  """
+  lines = {line.name: line for line in around}
+  given = lines.get(loop.operands()[0])
+  if given is None or given.opcode != "tuple":
+    return 0
+  first = lines.get(given.operands()[place])
+  while first is not None and first.opcode in ("copy", "bitcast"):
+    first = lines.get(first.operands()[0])
+  if first is None or first.opcode != "constant":
+    return 0
+  return int(first.rest.partition(")")[0])
+
+
+def _stride(body: list[_Line], place: int) -> int:
+  """Returns by how much a loop's counter grows in a round.
+
+  By 1, unless the body, whose last line is what it hands on, says otherwise.
+  """
+  if body[-1].opcode != "tuple":
     return 1
   lines = {line.name: line for line in body}
-  counter = lines.get(body[-1].operands()[places[0]])
+  counter = lines.get(body[-1].operands()[place])
   if counter is None or counter.opcode != "add":
     return 1
   added = [lines[name] for name in counter.operands() if name in lines]
@@ -211,6 +252,35 @@ def _read(line, computations, name, times, devices_per_slice):
       )
     )
   return found
+
+
+def _between_slices(line: _Line, times: int) -> Collective:
+  """Returns the Collective that a transfer between slices stands for.
+
+  Seen so far are sums (libtpu 0.0.42), which are all that the train step needs:
+  copies of the weights over slices, FSDP within one.
+  """
+  transfer = _TRANSFER.search(line.rest)[1]
+  slices = _SLICES.search(line.rest)
+  array = _ARRAY.search(line.type)
+  if transfer != "ALL_REDUCE" or slices is None or array is None:
+    raise ValueError(f"{line.name}: a transfer between slices: {transfer}")
+  return Collective(
+    kind="all-reduce",
+    array=f"{array[1]}[{array[2]}]",
+    bytes=_bytes(*array.groups()),
+    group=_count(slices[1]),
+    far=True,
+    sliced=False,
+    times=times,
+    origin=re.search(r'rendezvous="([^"]*)"', line.rest)[1],
+  )
+
+
+def _count(slices: str) -> int:
+  """Returns how many numbers "1,2" or "0:3" are."""
+  ends = [[int(n) for n in part.split(":")] for part in slices.split(",")]
+  return sum(part[-1] - part[0] + 1 for part in ends)
 
 
 def _bytes(dtype: str, shape: str) -> int:
