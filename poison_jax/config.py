@@ -290,6 +290,8 @@ def parse_arguments(text: str | None, **defaults: Any) -> types.SimpleNamespace:
   values = dict(defaults)
   for pair in filter(None, (text or "").split(",")):
     name, separator, value = pair.partition("=")
+    if not defaults:
+      raise UserError(f"it takes no arguments, got {text!r}")
     if name not in defaults or not separator:
       legal = ", ".join(f"{k}={v}" for k, v in defaults.items())
       raise UserError(
@@ -330,6 +332,11 @@ def check_override(key: str, value: str) -> None:
       f"--config.{key}={value}: quotes are missing; write "
       f'--config.{key}="{tuple(words)}"'
     )
+
+
+def field_names() -> list[str]:
+  """Returns "seed", "seeds.documents", ...: every field's full name."""
+  return list(_field_hints(Config, ""))
 
 
 def nearest(name: str, legal: typing.Iterable[str]) -> str:

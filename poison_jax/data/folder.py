@@ -13,6 +13,7 @@ import contextlib
 import mmap
 import os
 import shutil
+import uuid
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ from poison_jax.errors import UserError
 INNER_CHUNK = 4096
 
 _PARTIAL = ".partial"
+# Tells this process from one of the same number on another machine.
+_TOKEN = uuid.uuid4().hex[:8]
 _LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
 
 
@@ -67,6 +70,30 @@ class Folder:
       if isinstance(error, OSError) and error.filename is None:
         error.filename = path  # A full disk's error names no file.
       raise
+
+  def create(self, name: str, content: bytes) -> bool:
+    """Writes file `name` if there is none; says whether it did.
+
+    Of several processes at once, on several machines, one does.
+    """
+    if not self.local:
+      there, version = self.read_versioned(name)
+      if there is not None:
+        return False
+      return self.write_versioned(name, content, version=version) is not None
+    path = os.path.join(self.path, name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    partial = _partial_name(path)
+    try:
+      with open(partial, "wb") as f:
+        f.write(content)
+      os.link(partial, path)  # Whole, and once: on network disks as well.
+    except FileExistsError:
+      return False
+    finally:
+      with contextlib.suppress(OSError):
+        os.remove(partial)
+    return True
 
   def read_versioned(self, name: str) -> tuple[bytes | None, bytes]:
     """Returns a bucket's file `name` (None: there is none), and its version.
@@ -267,7 +294,7 @@ def _created(spec: dict[str, Any], *, replace: bool) -> ts.TensorStore:
 
 def _partial_name(path: str) -> str:
   head, tail = os.path.split(path)
-  return os.path.join(head, f".{tail}.{os.getpid()}{_PARTIAL}")
+  return os.path.join(head, f".{tail}.{os.getpid()}-{_TOKEN}{_PARTIAL}")
 
 
 def _keys(name: str) -> tuple[ts.KvStore.KeyRange, ts.KvStore.KeyRange]:

@@ -203,7 +203,7 @@ def _claim() -> bytes:
   claim = {
     "host": socket.gethostname(),
     "pid": os.getpid(),
-    "pids": _pids(),
+    "pids": process_set(),
     "token": _TOKEN,
     "time": time.time(),
   }
@@ -227,15 +227,25 @@ def _read(content: bytes) -> dict[str, Any]:
 
 def _is_here(owner: dict[str, Any]) -> bool:
   """Says whether the owner's number means a process, if any, of ours."""
-  return owner["pids"] is not None and owner["pids"] == _pids()
+  return owner["pids"] is not None and owner["pids"] == process_set()
 
 
 def _is_dead(owner: dict[str, Any]) -> bool:
   """Says whether the owner ran here and does no more."""
-  if not _is_here(owner):
+  return is_dead(owner["pid"], owner["pids"])
+
+
+def is_dead(pid: int, pids: str | None) -> bool:
+  """Says whether a process ran here and does no more.
+
+  Args:
+    pid: its number.
+    pids: the `process_set` that the number is of.
+  """
+  if pids is None or pids != process_set():
     return False
   try:
-    os.kill(owner["pid"], 0)
+    os.kill(pid, 0)
   except ProcessLookupError:
     return True
   except PermissionError:
@@ -243,7 +253,7 @@ def _is_dead(owner: dict[str, Any]) -> bool:
   return False
 
 
-def _pids() -> str | None:
+def process_set() -> str | None:
   """Names the set of processes in which our number means us; None: unknown.
 
   A container may share its host's name with others, and not its numbers.

@@ -1,0 +1,178 @@
+"""Plans and runs a whole study: a grid of runs.
+
+  python -m poison_jax.study plan   --study=configs/studies/paper.py
+  python -m poison_jax.study run    --study=configs/studies/tiny.py \\
+    --workdir=studies/tiny
+  python -m poison_jax.study status --workdir=studies/tiny
+
+`plan` prints the cells with FLOPs, hours and price, and runs nothing. `run`
+begins a study or goes on with it (then --workdir is enough), cell by cell;
+stopped at any moment, or started twice, on one machine or on several that share
+the folder, it runs no cell twice. `status` shows every cell.
+
+Exit codes: 0 done; 2 what you gave can't be used; 3 cells have failed (`status`
+says why, `run --retry` runs them again); 75 stopped by a signal, all saved.
+"""
+
+import os
+
+from absl import flags
+from rich.console import Console
+from rich.text import Text
+
+from poison_jax import command
+from poison_jax.errors import CheckFailed, UserError
+from poison_jax.studies import costs
+from poison_jax.studies.grid import live, pricing, states
+from poison_jax.studies.grid import plan as plan_lib
+from poison_jax.studies.grid import study as study_lib
+from poison_jax.studies.grid.claims import Claims
+from poison_jax.studies.grid.plan import Plan
+from poison_jax.studies.grid.states import Kind
+from poison_jax.training.stop import StopSignals
+from poison_jax.training.topology import parse_topology
+
+_WIDTH = 110  # Columns that a table has at least.
+_VERBS = ("plan", "run", "status")
+
+_STUDY = flags.DEFINE_string(
+  "study", None, "The study's file, like configs/studies/paper.py:twins=true."
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "The study's folder, local or gs://bucket/folder."
+)
+_TOPOLOGY = flags.DEFINE_string(
+  "topology", None, "plan: the slice to price it on; the study's by default."
+)
+_MFU = flags.DEFINE_float(
+  "mfu", None, "plan: share of the peak, 0 to 1; the study's by default."
+)
+_PRICES = flags.DEFINE_string("prices", "configs/prices.json", "plan: prices.")
+_SLOTS = flags.DEFINE_integer(
+  "slots", None, "run: cells at once; a GPU each, or a core each, by default."
+)
+_RETRY = flags.DEFINE_bool("retry", False, "run: failed cells as well.")
+_MIX_CODE = flags.DEFINE_bool(
+  "mix_code", False, "run: though other code made some of the cells."
+)
+_DRY_RUN = flags.DEFINE_bool(
+  "dry_run", False, "run: prints the command of each cell instead."
+)
+
+
+def main(arguments: list[str]) -> None:
+  """Does what the first argument says."""
+  if len(arguments) != 1 or arguments[0] not in _VERBS:
+    given = " ".join(arguments) or "nothing"
+    raise UserError(
+      f"study takes one of {', '.join(_VERBS)}, and flags; got {given}"
+    )
+  {"plan": _plan, "run": _run, "status": _status}[arguments[0]]()
+
+
+def _plan() -> None:
+  """Prints what a study is and costs."""
+  study, plan = _planned()
+  topology = parse_topology(_TOPOLOGY.value or study.topology)
+  mfu = study.mfu if _MFU.value is None else _MFU.value
+  if not 0 < mfu <= 1:
+    raise UserError(f"--mfu={mfu}: must be more than 0 and at most 1")
+  price = costs.read_price(_PRICES.value, topology.chip.name)
+  console = Console(highlight=False)
+  console.width = max(console.width, _WIDTH)  # Or a pipe's 80 cut numbers.
+  console.print(Text(f"{study.name}: {study.question}"))
+  console.print(pricing.table(plan.cells, topology, price, mfu=mfu))
+  cost = pricing.total(plan.cells, topology, price, mfu=mfu)
+  rows = pricing.configurations(plan.cells)
+  console.print(
+    Text(
+      f"{cost.cells} cells, {len(rows)} configurations: {cost.flops:.3g} FLOPs "
+      f"of training, {cost.hours:,.1f} h one after another on {topology.name} "
+      f"at an assumed {mfu:.0%} of its peak, ${cost.dollars:,.0f} at "
+      f"${price.chip_hour:.2f} a chip and hour ({price.date}, {price.source}); "
+      "evaluations come on top. Nothing was run."
+    ),
+    soft_wrap=True,
+  )
+
+
+def _planned() -> tuple[study_lib.Study, Plan]:
+  if not _STUDY.value:
+    raise UserError(
+      "--study=FILE.py is missing, such as configs/studies/tiny.py"
+    )
+  study = study_lib.load(_STUDY.value)
+  cells = study_lib.make_cells(study)
+  return study, plan_lib.make_plan(study, cells, _WORKDIR.value or "")
+
+
+def _run() -> None:
+  """Runs the cells that aren't done."""
+  from poison_jax.studies.grid import backends, dispatch
+  from poison_jax.training import run as run_lib
+
+  workdir = _workdir()
+  plan = _planned()[1] if _STUDY.value else plan_lib.read(workdir)
+  backend = backends.Local(_SLOTS.value)
+  if _DRY_RUN.value:
+    for i, cell in enumerate(plan.cells):
+      print(f"# {cell.label}")
+      print(backend.start(plan, cell, i % backend.slots))
+    return
+  if _STUDY.value:
+    plan_lib.write(plan)
+  found = states.read_states(plan, Claims(workdir))
+  dispatch.check_code(plan, found=found, mix=_MIX_CODE.value)
+  with StopSignals() as stop:
+    wanted = {
+      state.cell.config.corpus.store: state.cell.config
+      for state in found
+      if state.kind is not Kind.DONE
+    }
+    for config in wanted.values():
+      run_lib.prepare_missing_store(config, stop)
+    with live.Live(slots=backend.slots) as shown:
+      ended = dispatch.run(
+        plan,
+        backend,
+        logs=_logs(plan),
+        retry=_RETRY.value,
+        stop=stop,
+        show=shown.show,
+      )
+  failed = [state for state in ended if state.kind is Kind.FAILED]
+  if failed:
+    raise CheckFailed(
+      f"{len(failed)} cell(s) failed, such as {failed[0].cell.label}: "
+      f"{failed[0].why}; their output is in {_logs(plan)}; run --retry runs "
+      "them again"
+    )
+
+
+def _logs(plan: Plan) -> str:
+  """Returns where the cells' output goes: always on this machine."""
+  if "://" in plan.workdir:
+    return os.path.join("build", "studies", plan.name, "logs")
+  return os.path.join(plan.workdir, "logs")
+
+
+def _status() -> None:
+  """Prints the state of each cell."""
+  plan = plan_lib.read(_workdir())
+  found = states.read_states(plan, Claims(plan.workdir))
+  running = sum(state.kind is Kind.RUNNING for state in found)
+  left = live.seconds_left(found, slots=max(1, running))
+  console = Console(highlight=False)
+  console.width = max(console.width, _WIDTH)
+  console.print(live.table(found, rows=None))
+  console.print(Text(live.summary(found, left=left)), soft_wrap=True)
+
+
+def _workdir() -> str:
+  if not _WORKDIR.value:
+    raise UserError("--workdir=FOLDER is missing: the study's folder")
+  return _WORKDIR.value
+
+
+if __name__ == "__main__":
+  command.run(main)
