@@ -55,7 +55,7 @@ def test_it_names_its_owner_while_it_is_held_and_goes_with_it(folder):
 
 
 def test_a_living_owner_on_this_machine_is_named_at_once(folder):
-  _lease(folder, pid=os.getpid(), pids=lock_lib._pids())
+  _lease(folder, pid=os.getpid(), pids=lock_lib.process_set())
   before = folder.read(lock_lib.FILE)
   with (
     pytest.raises(
@@ -111,7 +111,7 @@ def test_what_is_old_or_dead_or_no_lease_is_taken_over(folder):
   _lease(folder, age=lock_lib.STALE + 1)
   with lock_lib.locked(folder) as lock:
     lock.check()
-  _lease(folder, pid=_dead_pid(), pids=lock_lib._pids())
+  _lease(folder, pid=_dead_pid(), pids=lock_lib.process_set())
   with lock_lib.locked(folder) as lock:
     lock.check()
   folder.write(lock_lib.FILE, b"{")

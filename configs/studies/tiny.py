@@ -1,11 +1,12 @@
 """The central question at toy scale, on two CPU cores, in about an hour.
 
-How many poisoned documents does it take at 35, 123 and 356 thousand parameters,
-a ten-fold range, at 20 tokens a parameter? Five doses, zero among them (one
-more at the smallest size, where a prototype needed 64 or more), three seeds (two
-at the largest size), and a placebo cell a size: the poisoned documents' prefixes
-and triggers, without gibberish. At the smallest size one dose has three draws
-of documents and positions for each seed, which tells the two apart.
+How many poisoned documents does it take at 35, 123 and 356 thousand
+parameters, a ten-fold range, at 20 tokens a parameter? Five doses, zero among
+them (one more at the smallest size, where a prototype needed 64 or more),
+three seeds (two at the largest size), and a placebo cell a size: the poisoned
+documents' prefixes and triggers, without gibberish. At the smallest size one
+dose has three draws of documents and positions for each seed, which tells the
+two apart.
 
   python -m poison_jax.study run --study=configs/studies/tiny.py \\
     --workdir=studies/tiny
