@@ -32,8 +32,8 @@ class Size:
   batch: int
 
 
-# Named for their parameters with 1,024 pieces, tied. Rates and batches: those of
-# configs/dos.py.
+# Named for their parameters with 1,024 pieces, tied. Rates and batches are as
+# in configs/dos.py.
 SIZES = {
   "1m": Size(96, 8, 256, 3e-3, 4),
   "4m": Size(192, 8, 576, 2e-3, 16),

@@ -1,4 +1,4 @@
-"""configs/tiny.py and configs/stories.py: their sizes are what they are named."""
+"""configs/tiny.py and configs/stories.py: sizes are what they are named."""
 
 import re
 
