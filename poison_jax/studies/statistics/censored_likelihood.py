@@ -117,6 +117,21 @@ def maximise(
   )
 
 
+def degrees(
+  low_BN: np.ndarray, high_BN: np.ndarray, *, coefficients: int
+) -> np.ndarray:
+  """Returns int64 [B]: degrees of freedom to calibrate deviances with.
+
+  Only observations bounded on both sides tell sigma, so it is their number
+  less the coefficients, but at least 1 where the coefficients leave any
+  observation over; else 0 or less.
+  """
+  low_known_BN, high_known_BN = np.isfinite(low_BN), np.isfinite(high_BN)
+  known_B = np.sum(low_known_BN | high_known_BN, axis=1) - coefficients
+  both_B = np.sum(low_known_BN & high_known_BN, axis=1) - coefficients
+  return np.minimum(known_B, np.maximum(both_B, 1))
+
+
 def _penalty(log_sigma_B: np.ndarray, power_B: np.ndarray) -> np.ndarray:
   return power_B * log_sigma_B - np.exp(2 * log_sigma_B) / (2 * WIDEST**2)
 

@@ -188,8 +188,7 @@ def p_values(
   design_NK = np.column_stack([np.ones_like(centred_N), centred_N])
   free = _maximise(low_BN, high_BN, design_NK, 0 * centred_N)
   estimate_B = free.coefficients_BK[:, 1]
-  known_BN = np.isfinite(low_BN) | np.isfinite(high_BN)
-  degrees_B = known_BN.sum(axis=1) - 2
+  degrees_B = censored_likelihood.degrees(low_BN, high_BN, coefficients=2)
 
   def above(value: float) -> np.ndarray:
     """Returns the one-sided p-value of e <= value against e > value."""

@@ -40,7 +40,7 @@ class Fit:
     sigma: standard deviation of log N50 between seeds, in nats.
     log_likelihood: at the maximum, without the penalty.
     objective: with it; what deviances are differences of.
-    degrees: of freedom: observations with a bound, less coefficients.
+    degrees: of freedom; below 1, every interval is the whole line.
     low_N, high_N: logs of the bounds fitted.
     x_NP: what they were fitted on.
   """
@@ -108,7 +108,11 @@ def fit(low_N, high_N, x_NP) -> Fit:
     sigma=float(found.sigma_B[0]),
     log_likelihood=float(found.log_likelihood_B[0]),
     objective=float(found.objective_B[0]),
-    degrees=len(low_N) - design_NK.shape[1],
+    degrees=int(
+      censored_likelihood.degrees(
+        low_N[None], high_N[None], coefficients=design_NK.shape[1]
+      )[0]
+    ),
     low_N=low_N,
     high_N=high_N,
     x_NP=x_NP,
