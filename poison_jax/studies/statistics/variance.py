@@ -19,6 +19,7 @@ Letters: C runs (cells), V components.
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.linalg
@@ -27,7 +28,7 @@ import scipy.stats
 
 from poison_jax.studies.statistics.intervals import Interval, profile_interval
 
-_SMALLEST = 1e-4  # Residual deviation over the spread of the data.
+_SMALLEST = 1e-4  # Added residual deviation over the spread of the data.
 _REACH = 100.0  # A deviation this many spreads above its estimate is open.
 
 
@@ -87,14 +88,8 @@ def components(
     raise ValueError("increases must be finite")
   group = _codes(group_C)
   if runs - len(set(group)) < 2:
-    return Components(
-      None,
-      None,
-      None,
-      runs,
-      f"{runs} runs in {len(set(group))} groups: "
-      "too few to estimate a variance",
-    )
+    reason = f"{runs} runs in {len(set(group))} groups are too few"
+    return Components(None, None, None, runs, reason)
   draw = _codes(list(zip(group, _codes(draw_C), strict=True)))
   seed = _codes(list(zip(group, _codes(seed_C), strict=True)))
   contrasts = scipy.linalg.null_space(_indicators(group).T)
@@ -129,27 +124,22 @@ def _told_apart(contrasts: np.ndarray, draw: list[int], seed: list[int]):
   reasons = []
   for name, codes in (("seed", seed), ("draw", draw)):
     part = contrasts.T @ _indicators(codes)
-    candidate = sources | {name: part @ part.T}
-    stacked = np.stack([matrix.ravel() for matrix in candidate.values()])
-    if np.linalg.matrix_rank(stacked, tol=1e-9 * len(contrasts)) == len(
-      stacked
-    ):
+    covariance = part @ part.T
+    if np.allclose(covariance, 0):
+      reasons.append(f"one {name} a group: what {name}s add can't be seen")
+      continue
+    candidate = sources | {name: covariance}
+    flat = np.stack([matrix.ravel() for matrix in candidate.values()])
+    if np.linalg.matrix_rank(flat, tol=1e-9 * len(contrasts)) == len(flat):
       sources = candidate
     elif len(set(codes)) == len(codes):
-      reasons.append(f"each {name} occurs in one run of its group")
-    elif name == "draw" and _codes(draw) == _codes(seed):
-      reasons.append("draw and seed vary together")
+      reasons.append(f"each {name} has one run: the residual holds its part")
     else:
-      reasons.append(f"too few runs share a {name}")
-  if len(reasons) == 2:
-    together = _codes(draw) == _codes(seed)
-    why = "draw and seed vary together" if together else "; ".join(reasons)
-    return sources, f"{why}: only their sum can be estimated"
-  if not reasons:
-    return sources, ""
-  missing = "draw" if "seed" in sources else "seed"
-  where = "seed's" if reasons == ["draw and seed vary together"] else "residual"
-  return sources, f"{reasons[0]}: the {missing}'s variance is in the {where}"
+      reasons.append(f"too few runs share a {name} to tell its part")
+  varied = not any(reason.startswith("one ") for reason in reasons)
+  if draw == seed and varied:
+    reasons = ["draw and seed vary together: what is given is of both"]
+  return sources, "; ".join(reasons)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,62 +159,69 @@ class _Restricted:
     """Returns the root mean square of the contrasts."""
     return float(np.sqrt(np.mean(self.contrasts**2)))
 
-  def negative(self, deviation_V: np.ndarray) -> float:
-    """Returns minus the log-likelihood, up to a constant."""
-    covariance = sum(
-      deviation**2 * matrix
-      for deviation, matrix in zip(
-        deviation_V, self.sources.values(), strict=True
-      )
-    )
-    factor = np.linalg.cholesky(covariance)
-    white = scipy.linalg.solve_triangular(factor, self.contrasts, lower=True)
-    return float(np.log(np.diag(factor)).sum() + 0.5 * white @ white)
+  def negative(self, deviation_V: np.ndarray) -> tuple[float, np.ndarray]:
+    """Returns minus the log-likelihood, up to a constant, and its gradient."""
+    matrices_VMM = np.stack(list(self.sources.values()))
+    covariance_MM = np.einsum("v,vij->ij", deviation_V**2, matrices_VMM)
+    # Keeps it regular where the residual is 0.
+    covariance_MM += (_SMALLEST * self.spread) ** 2 * np.eye(len(covariance_MM))
+    factor = scipy.linalg.cho_factor(covariance_MM, lower=True)
+    inverse_MM = scipy.linalg.cho_solve(factor, np.eye(len(covariance_MM)))
+    solved_M = inverse_MM @ self.contrasts
+    value = np.log(np.diag(factor[0])).sum() + self.contrasts @ solved_M / 2
+    traces_V = np.einsum("ij,vji->v", inverse_MM, matrices_VMM)
+    squares_V = np.einsum("i,vij,j->v", solved_M, matrices_VMM, solved_M)
+    return float(value), deviation_V * (traces_V - squares_V)
 
-  def smallest(self, *, fixed: tuple[int, float] | None) -> np.ndarray:
-    """Returns the most likely deviations, one of them fixed or none."""
-    count, spread = len(self.sources), self.spread
-    free = [v for v in range(count) if fixed is None or v != fixed[0]]
+  def smallest(
+    self, starts: Sequence[np.ndarray], *, fixed: tuple[int, float] | None
+  ) -> tuple[float, np.ndarray]:
+    """Returns the least value, and the deviations there, one of them fixed.
+
+    Args:
+      starts: deviations, in nats.
+      fixed: the number of a source and its deviation; None for none.
+    """
+    free_V = np.arange(len(self.sources)) != (fixed[0] if fixed else -1)
+
+    def negative(part) -> tuple[float, np.ndarray]:
+      value, gradient_V = self.negative(full(part))
+      return value, gradient_V[free_V]
 
     def full(part) -> np.ndarray:
-      deviation_V = np.zeros(count)
-      deviation_V[free] = np.asarray(part) * spread
-      if fixed is not None:
-        deviation_V[fixed[0]] = fixed[1]
-      # The residual comes first and keeps the covariance regular.
-      deviation_V[0] = max(deviation_V[0], _SMALLEST * spread)
+      deviation_V = np.full(len(free_V), fixed[1] if fixed else 0.0)
+      deviation_V[free_V] = part
       return deviation_V
 
-    if not free:
-      return full([])
-    starts = ([0.7] * len(free), [0.1] + [1.0] * (len(free) - 1))
-    found = [
+    if not free_V.any():
+      return negative([])[0], full([])
+    # Only squares enter, so nothing keeps a deviation from below 0.
+    results = [
       scipy.optimize.minimize(
-        lambda part: self.negative(full(part)),
-        start,
-        method="L-BFGS-B",
-        bounds=[(0.0 if v else _SMALLEST, None) for v in free],
-        options={"ftol": 1e-13, "gtol": 1e-7},
+        negative, start[free_V], jac=True, method="BFGS", options={"gtol": 1e-7}
       )
       for start in starts
     ]
-    return full(min(found, key=lambda result: result.fun).x)
+    best = min(results, key=lambda result: result.fun)
+    return float(best.fun), np.abs(full(best.x))
 
   def components(self, level: float) -> dict[str, Component]:
     """Returns each source's deviation with its profile interval."""
     if self.spread == 0:
       still = Component(0.0, Interval(0.0, 0.0, level))
       return dict.fromkeys(self.sources, still)
-    best_V = self.smallest(fixed=None)
-    least = self.negative(best_V)
+    even_V = np.full(len(self.sources), 0.7 * self.spread)
+    quiet_V = np.where(np.arange(len(even_V)), even_V, 0.1 * self.spread)
+    least, best_V = self.smallest([even_V, quiet_V], fixed=None)
     critical = float(scipy.stats.chi2.ppf(level, 1))
     found = {}
     for v, name in enumerate(self.sources):
 
       @functools.cache
       def deviance(deviation: float, v=v) -> float:
-        fixed = (v, max(deviation, 0.0))
-        return 2 * (self.negative(self.smallest(fixed=fixed)) - least)
+        # From the middle, too: a deviation of 0 has no slope to leave by.
+        starts = [np.maximum(best_V, 0.01 * self.spread), even_V]
+        return 2 * (self.smallest(starts, fixed=(v, deviation))[0] - least)
 
       ends = profile_interval(
         deviance,
