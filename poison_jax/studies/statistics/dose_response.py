@@ -32,7 +32,7 @@ from poison_jax.studies.statistics.intervals import (
 from poison_jax.studies.statistics.proportions import Share, share
 
 _STEEPEST = 50.0  # Slope in logits a nat of dose: a step between any doses.
-_OPEN = 12.0  # An N50 a factor of e^12 off its estimate is unbounded.
+_OPEN = 12.0  # An N50 a factor of e^12 off the doses is unbounded.
 _LOGIT_REACH = 60.0
 
 
@@ -45,7 +45,8 @@ class DoseResponse:
     chance_D: of success at each.
     low_D, high_D: its pointwise interval.
     level: of every interval.
-    n50: documents at which the chance is 1/2; nan for a flat curve.
+    n50: documents at which the chance is 1/2; nan for a curve so
+      flat that it is nowhere near the doses.
     n50_interval: its interval; low 0 or high inf where the runs set no end.
     slope: logits a nat of dose, at least 0.
     separated: does every dose that failed lie below every one that
@@ -140,7 +141,8 @@ class _Peak:
   objective: float
 
   def log_n50(self, runs: _Runs) -> float:
-    if self.slope < 1e-6:
+    """Returns where the chance is 1/2; nan where that is nowhere near."""
+    if abs(self.intercept) > _OPEN * self.slope:
       return math.nan
     return runs.centre - self.intercept / self.slope
 
