@@ -113,9 +113,10 @@ def test_the_band_holds_the_curve_and_rises_with_it():
 
 
 def test_the_band_meets_one_half_at_the_ends_of_n50s_interval():
-  found = _fit(["--++", "-+++", "---+"])
+  ladders = ["--++", "-+++", "---+"] * 2
+  found = _fit(ladders)
   ends = [found.n50_interval.low, found.n50_interval.high]
-  at = _fit(["--++", "-+++", "---+"], curve_D=ends)
+  at = _fit(ladders, curve_D=ends)
   assert at.high_D[0] == pytest.approx(0.5, abs=1e-3)
   assert at.low_D[1] == pytest.approx(0.5, abs=1e-3)
 
@@ -156,7 +157,7 @@ def test_n50s_interval_covers_a_known_median(sigma, seeds):
   studies, covered = 100, 0
   for _ in range(studies):
     n50_S = 45 * np.exp(sigma * rng.normal(size=seeds))
-    ladders = [["-+"[d >= n50] for d in _DOSES] for n50 in n50_S]
+    ladders = [["-+"[int(d >= n50)] for d in _DOSES] for n50 in n50_S]
     covered += _fit(ladders, curve_D=[45]).n50_interval.contains(45)
   assert covered >= scipy.stats.binom.ppf(0.001, studies, 0.95)
 

@@ -115,7 +115,7 @@ def test_groups_have_means_of_their_own():
 
 def test_a_source_that_is_not_there_reaches_down_to_zero():
   increase_DS, draw, seed = _crossed(
-    np.random.default_rng(7), 6, 6, (1.0, 0.0, 0.5)
+    np.random.default_rng(7), 5, 4, (1.0, 0.0, 0.5)
   )
   found = _components(increase_DS, draw, seed)
   assert found.seed.interval.low == 0
