@@ -226,7 +226,7 @@ def _profile(
     estimate,
     critical=critical_deviance(level, line.degrees),
     level=level,
-    step=float(2 * line.sigma / spread),
+    step=float(max(2 * line.sigma / spread, reach / 500)),
     reach=reach,
   )
 
