@@ -7,8 +7,10 @@ right- and interval-censored and exact N50s mix freely. The likelihood is
 penalised as `censored_likelihood` says, intervals are by profile likelihood,
 their limit calibrated so that exact data give Student's intervals.
 
-Observations count as independent: one N50 a seed. Where several poison draws
-of one seed are given, `bootstrap_slopes` resamples seeds.
+Observations count as independent: one N50 for each size and seed. A seed that
+is hard or easy at every size moves no slope, so the interval errs on the wide
+side there. Where several poison draws of one seed are given,
+`bootstrap_slopes` resamples seeds.
 
 Letters: N observations, P columns of x.
 """
