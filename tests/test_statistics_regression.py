@@ -281,6 +281,7 @@ def test_as_many_coefficients_as_n50s_bound_nothing():
     ([16, 16], [32], [[0.0]], "shapes"),
     ([16, 16], [32, 32], [[0.0]], "x of shape"),
     ([16, 16, 16], [32, 32, 32], [[1.0], [1.0], [1.0]], "told apart"),
+    ([0], [_INF], [[1.0]], "no N50 has a bound"),
   ],
 )
 def test_impossible_data_are_refused(low_N, high_N, x_NP, words):

@@ -87,7 +87,7 @@ def fit(low_N, high_N, x_NP) -> Fit:
 
   Raises:
     ValueError: bounds in the wrong order, lengths that differ, or columns of
-      x that can't be told apart (a single size, say).
+      x that can't be told apart (a single size, say), or no bound at all.
   """
   low_N, high_N = log_bounds(low_N, high_N)
   x_NP = np.asarray(x_NP, float)
@@ -95,8 +95,10 @@ def fit(low_N, high_N, x_NP) -> Fit:
     raise ValueError(f"x of shape {x_NP.shape} for {len(low_N)} N50s")
   known_N = np.isfinite(low_N) | np.isfinite(high_N)
   low_N, high_N, x_NP = low_N[known_N], high_N[known_N], x_NP[known_N]
+  if not len(x_NP):
+    raise ValueError("no N50 has a bound")
   # Centred, so that Newton's steps are well scaled.
-  centre_P = x_NP.mean(axis=0) if len(x_NP) else np.zeros(x_NP.shape[1])
+  centre_P = x_NP.mean(axis=0)
   design_NK = _with_intercept(x_NP - centre_P)
   if np.linalg.matrix_rank(design_NK) < design_NK.shape[1]:
     raise ValueError("columns of x that can't be told apart in these data")
