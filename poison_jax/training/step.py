@@ -135,6 +135,20 @@ def jit_train_step(
     mesh: the devices, real ones or a topology's.
     state: that goes in, or its shapes as `abstract_state` gives them.
   """
+  shardings = mesh_lib.state_shardings(mesh, state)
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  return jax.jit(
+    step_function(decoder, optimizer, config),
+    donate_argnums=0,
+    in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
+    out_shardings=(shardings, everywhere),
+  )
+
+
+def step_function(
+  decoder: Decoder, optimizer: optax.GradientTransformation, config: Config
+) -> TrainStep:
+  """Returns the step of `make_train_step`, not jitted: a pure function."""
   t = config.train
   steps = run_steps(config, decoder.vocabulary_size)
   schedule = optimizer_lib.learning_rate(config.optimizer, steps=steps)
@@ -166,14 +180,7 @@ def jit_train_step(
     }
     return TrainState(state.step + 1, params, opt_state, seen), metrics
 
-  shardings = mesh_lib.state_shardings(mesh, state)
-  everywhere = NamedSharding(mesh, PartitionSpec())
-  return jax.jit(
-    step,
-    donate_argnums=0,
-    in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
-    out_shardings=(shardings, everywhere),
-  )
+  return step
 
 
 def poison_targets(batch: Batch) -> jax.Array:
