@@ -234,7 +234,7 @@ def _train_group(
       for i, state in states.items():
         savers[i].save(state, metas[i])
 
-    unwritten = [own.unwritten for own in beginnings]
+    unwritten, done = [own.unwritten for own in beginnings], start
     with contextlib.suppress(NotFinite):  # All have failed.
       done = loop.advance(
         run,
