@@ -120,7 +120,7 @@ def train_together(
       for cell in zip(workdirs, locks, configs, strict=True)
     ]
     for cell in cells:  # Once none is refused.
-      with _naming(cell):
+      with _naming(cell.workdir):
         run_lib.write_or_check_ledger(cell.run, cell.workdir)
     waiting = {i: _begin(cell, one_device) for i, cell in enumerate(cells)}
     results = {}
@@ -135,29 +135,30 @@ def train_together(
 
 
 def _plan(workdir: str, lock: Lock, config: Config, mesh: Mesh) -> _Cell:
-  run = run_lib.plan_run(config)
-  evaluator = Evaluator(
-    run.decoder, config, run.store, run.mixture.attack, mesh
-  )
+  with _naming(workdir):
+    run = run_lib.plan_run(config)
+    evaluator = Evaluator(
+      run.decoder, config, run.store, run.mixture.attack, mesh
+    )
   return _Cell(workdir, lock, run, evaluator)
 
 
 def _begin(cell: _Cell, mesh: Mesh) -> Beginning:
   run = cell.run
   optimizer = make_optimizer(run.config.optimizer, steps=run.steps)
-  with _naming(cell):
+  with _naming(cell.workdir):
     return begin(run, mesh, optimizer, cell.workdir, lambda _, fact: [fact])
 
 
 @contextlib.contextmanager
-def _naming(cell: _Cell) -> Iterator[None]:
-  """Puts the cell's folder before an error's message."""
+def _naming(workdir: str) -> Iterator[None]:
+  """Puts a cell's folder before an error's message."""
   try:
     yield
   except PoisonJaxError as error:
-    if cell.workdir in str(error):
+    if workdir in str(error):
       raise
-    raise type(error)(f"{cell.workdir}: {error}") from error
+    raise type(error)(f"{workdir}: {error}") from error
 
 
 def _train_group(
@@ -190,15 +191,7 @@ def _train_group(
     )
     joined = Joined(clock, progress)
     records = [
-      stack.enter_context(
-        Record(
-          cell.workdir,
-          cell.run.mixture,
-          resume_at=start if own.resumed else None,
-          clock=joined,
-          progress=joined,
-        )
-      )
+      stack.enter_context(_open_record(cell, own, joined))
       for cell, own in zip(cells, beginnings, strict=True)
     ]
     savers = [
@@ -227,7 +220,7 @@ def _train_group(
       for i in record.alive:
         own = None if unwritten is None else unwritten[i]
         states[i] = cells_lib.cut(state_C, i)
-        with _naming(cells[i]):
+        with _naming(cells[i].workdir):
           cells[i].lock.check()
           metas[i] = make_meta(cells[i].run, done, states[i], unwritten=own)
       record.sync()
@@ -254,14 +247,21 @@ def _train_group(
       )
     for saver in savers:
       saver.wait()
-  return [
-    failures[i]
-    if i in failures
-    else _done(cell)
-    if done == run.steps
-    else _stopped(cell, stop, done, "saved")
-    for i, cell in enumerate(cells)
+  ended = [
+    _done(cell) if done == run.steps else _stopped(cell, stop, done, "saved")
+    for cell in cells
   ]
+  return [failures.get(i, result) for i, result in enumerate(ended)]
+
+
+def _open_record(cell: _Cell, own: Beginning, joined: Joined) -> Record:
+  return Record(
+    cell.workdir,
+    cell.run.mixture,
+    resume_at=own.step if own.resumed else None,
+    clock=joined,
+    progress=joined,
+  )
 
 
 def _done(cell: _Cell) -> CellResult:
