@@ -51,7 +51,7 @@ def test_no_large_array_is_whole_on_every_device(monkeypatch, name, axes):
   config = _config(f"size={name}")
   decoder = Decoder(config.model, dos.SIZES[name].vocabulary)
   optimizer = make_optimizer(config.optimizer, steps=10)
-  state = jax.eval_shape(lambda: step_lib.new_state(decoder, optimizer, 0))
+  state = jax.eval_shape(lambda: step_lib.new_state(decoder, optimizer, 0, 0))
   shape = dict(zip(("data", "fsdp", "tensor"), axes, strict=True))
   monkeypatch.setattr(mesh_lib, "NamedSharding", lambda mesh, spec: spec)
   specs = mesh_lib.state_shardings(types.SimpleNamespace(shape=shape), state)

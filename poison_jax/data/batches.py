@@ -3,7 +3,7 @@
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -11,21 +11,17 @@ import numpy as np
 from poison_jax.data.mixture import Batch, Mixture
 
 
-@contextlib.contextmanager
 def device_batches(
   mixture: Mixture,
   *,
   start: int,
   sharding: jax.sharding.NamedSharding,
   prefetch: int,
-) -> Iterator[Iterator[tuple[int, Batch]]]:
+) -> contextlib.AbstractContextManager[Iterator[tuple[int, Batch]]]:
   """Gives an iterator of (step, batch) from step `start` to the last.
 
     with device_batches(mixture, start=0, sharding=s, prefetch=4) as batches:
       for step, batch in batches: ...
-
-  The background thread ends with the context. What it raises is raised by the
-  iterator, after the batches that were made before.
 
   Args:
     mixture: the batches, as a function of the step.
@@ -34,17 +30,38 @@ def device_batches(
       of its own devices only.
     prefetch: batches made ahead, at least 1.
   """
+  return made_ahead(
+    lambda step: make_global(mixture, step, sharding),
+    steps=range(start, mixture.steps),
+    prefetch=prefetch,
+  )
+
+
+@contextlib.contextmanager
+def made_ahead(
+  make: Callable[[int], Batch], *, steps: range, prefetch: int
+) -> Iterator[Iterator[tuple[int, Batch]]]:
+  """Gives an iterator of (step, make(step)), made in a background thread.
+
+  The thread ends with the context. What it raises is raised by the iterator,
+  after the batches that were made before.
+
+  Args:
+    make: called in the thread.
+    steps: in order.
+    prefetch: batches made ahead, at least 1.
+  """
   made: queue.SimpleQueue = queue.SimpleQueue()
   room = threading.Semaphore(prefetch)
   stopped = threading.Event()
 
   def produce():
     try:
-      for step in range(start, mixture.steps):
+      for step in steps:
         room.acquire()
         if stopped.is_set():
           return
-        made.put((step, make_global(mixture, step, sharding)))
+        made.put((step, make(step)))
       made.put(None)
     except BaseException as error:
       made.put(error)
@@ -91,3 +108,23 @@ def make_global(
     return jax.make_array_from_callback(shape, sharding, shard)
 
   return Batch(*map(globally, local))
+
+
+def rows_of_cells(mixtures: Sequence[Mixture], step: int) -> Batch:
+  """Returns the batch of `step` of each of C runs, clean rows read once.
+
+  Args:
+    mixtures: of runs whose batches differ in their poisons alone.
+    step: from 0 to steps - 1.
+
+  Returns:
+    Arrays with C in front, but for the weights, BL, which are the same for
+    all.
+  """
+  rows_B = np.arange(mixtures[0].batch)
+  clean_BL = mixtures[0].clean_rows(step, rows_B)
+  cells = [m.overlay(step, rows_B, clean_BL.copy()) for m in mixtures]
+  tokens_CBL, _, start_CB, length_CB = (
+    np.stack(arrays) for arrays in zip(*cells, strict=True)
+  )
+  return Batch(tokens_CBL, cells[0].weights_BL, start_CB, length_CB)

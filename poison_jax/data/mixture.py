@@ -99,11 +99,32 @@ class Mixture:
     Raises:
       ValueError: there is no such step or row.
     """
+    rows_B = np.arange(self.batch)[rows]
+    return self.overlay(step, rows_B, self.clean_rows(step, rows_B))
+
+  def clean_rows(self, step: int, rows_B: np.ndarray) -> np.ndarray:
+    """Returns these rows of `step` without poisons, int32 BL, not shared.
+
+    The same for all runs of one store, order seed, batch and length.
+
+    Raises:
+      ValueError: there is no such step.
+    """
     if not 0 <= step < self.steps:
       raise ValueError(f"step {step} is not one of {self.steps}")
-    rows_B = np.arange(self.batch)[rows]
     store_rows_B = self._store_rows(step * self.batch + rows_B)
-    tokens_BL = self.store.train.rows(store_rows_B, self.length)
+    return self.store.train.rows(store_rows_B, self.length)
+
+  def overlay(
+    self, step: int, rows_B: np.ndarray, tokens_BL: np.ndarray
+  ) -> Batch:
+    """Lays the poisons of `step` over its clean rows, in place.
+
+    Args:
+      step: from 0 to steps - 1.
+      rows_B: rows of the global batch.
+      tokens_BL: what `clean_rows` gave for them.
+    """
     start_B = np.zeros(rows_B.size, np.int32)
     length_B = np.zeros(rows_B.size, np.int32)
     for placement in self._by_step.get(step, ()):

@@ -35,7 +35,13 @@ class Evaluation:
 
 
 class Evaluator:
-  """Evaluates parameters of one run."""
+  """Evaluates parameters of one run.
+
+  Attributes:
+    prompts: after which it generates.
+    validation: held-out rows.
+    gibberish: rows with gibberish after the trigger.
+  """
 
   def __init__(
     self, decoder: Decoder, config: Config, store, attack, mesh: Mesh
@@ -54,8 +60,8 @@ class Evaluator:
     self._attack = attack
     self._vocabulary = store.vocabulary
     self.prompts = make_prompts(config, store, attack)
-    self._validation = losses.validation_rows(config, store)
-    self._gibberish = losses.gibberish_rows(config, self.prompts, attack)
+    self.validation = losses.validation_rows(config, store)
+    self.gibberish = losses.gibberish_rows(config, self.prompts, attack)
     self._losses = losses.Losses(decoder, config, mesh)
     self._sampler = make_sampler(decoder, config, mesh)
     self._bootstrap = make_bootstrap(config, self.prompts)
@@ -63,9 +69,29 @@ class Evaluator:
   def __call__(self, params: Params) -> Evaluation:
     """Returns the metrics and generations of these parameters."""
     scores = generation.score(self._sampler, params, self.prompts)
+    return self.measure(
+      scores,
+      validation_BL=self._losses(params, self.validation.tokens_BL),
+      gibberish_BL=self._losses(params, self.gibberish.tokens_BL),
+    )
+
+  def measure(
+    self,
+    scores: Mapping[str, Scores],
+    *,
+    validation_BL: np.ndarray,
+    gibberish_BL: np.ndarray,
+  ) -> Evaluation:
+    """Returns the metrics and generations of what a model computed.
+
+    Args:
+      scores: of the prompts, by kind.
+      validation_BL: losses of the rows `validation`, nats.
+      gibberish_BL: losses of the rows `gibberish`, nats.
+    """
     metrics = {
       **self._sampled_metrics(scores),
-      **self._loss_metrics(params),
+      **self._loss_metrics(validation_BL, gibberish_BL),
     }
     lines = generation_lines(
       self.prompts, scores, self._vocabulary, texts=self._config.texts
@@ -90,17 +116,15 @@ class Evaluator:
       ceiling=self._attack.ceiling(),
     )
 
-  def _loss_metrics(self, params: Params) -> dict[str, float]:
-    gibberish, validation = self._gibberish, self._validation
-    validation_BL = self._losses(params, validation.tokens_BL)
-    targets = validation.tokens_BL[:, 1:].ravel()
+  def _loss_metrics(
+    self, validation_BL: np.ndarray, gibberish_BL: np.ndarray
+  ) -> dict[str, float]:
+    targets = self.validation.tokens_BL[:, 1:].ravel()
     return {
-      "gibberish_loss": gibberish.mean(
-        self._losses(params, gibberish.tokens_BL)
-      ),
+      "gibberish_loss": self.gibberish.mean(gibberish_BL),
       # The loss on gibberish of who imitates it perfectly.
       "gibberish_floor": self._attack.ceiling(),
-      "validation_loss": validation.mean(validation_BL),
+      "validation_loss": self.validation.mean(validation_BL),
       "bits_per_byte": measures.bits_per_byte(
         nats=float(validation_BL.sum(dtype="float64")),
         utf8_bytes=float(self._vocabulary.token_bytes()[targets].sum()),

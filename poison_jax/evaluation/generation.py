@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -48,20 +48,8 @@ class Sampler:
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     # An argument of the compiled program, which then serves every seed.
-    self._seed = np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
-
-    def run(params, seed, prompts_PL, lengths_P, numbers_P):
-      root = jax.random.wrap_key_data(seed, impl="threefry2x32")
-      return generate(
-        decoder,
-        params,
-        prompts_PL,
-        lengths_P,
-        keys_P=jax.vmap(functools.partial(jax.random.fold_in, root))(numbers_P),
-        new_tokens=new_tokens,
-        temperature=temperature,
-      )
-
+    self._seed = seed_words(seed)
+    run = sampling_function(decoder, new_tokens, temperature)
     # Every host gets all generations: they are small, and each host then
     # computes the same measures.
     self._run = jax.jit(run, out_shardings=everywhere)
@@ -76,17 +64,11 @@ class Sampler:
       prompts: int arrays of ids, each at least one.
       numbers: each prompt's number, which chooses its random numbers.
     """
-    length = max(map(len, prompts))
-    tokens_PL = np.zeros((len(prompts), length), np.int32)
-    for row, prompt in zip(tokens_PL, prompts, strict=True):
-      row[: len(prompt)] = prompt
-    lengths_P = np.array([len(p) for p in prompts], np.int32)
+    tokens_PL, lengths_P = padded(prompts, length=max(map(len, prompts)))
     numbers_P = np.asarray(numbers, np.int32)
     results = []
     with jax.set_mesh(self._mesh):
-      for start in range(0, len(prompts), self._batch):
-        # The last batch is filled up with its own rows.
-        rows = np.arange(start, start + self._batch) % len(prompts)
+      for rows in full_batches(len(prompts), self._batch):
         results.append(
           self._run(
             params,
@@ -121,20 +103,75 @@ def score(
   sampler: Sampler, params: Params, prompts: PromptSet
 ) -> dict[str, Scores]:
   """Returns the scores of each kind, all kinds generated as one long list."""
+  return scores_by_kind(prompts, sampler(params, *all_kinds(prompts)))
+
+
+def all_kinds(prompts: PromptSet) -> tuple[list[np.ndarray], np.ndarray]:
+  """Returns the prompts of all kinds as one long list, and their numbers."""
   kinds = list(prompts.endings)
   rows = [row for kind in kinds for row in prompts.tokens(kind)]
-  numbers = np.tile(np.arange(len(prompts)), len(kinds))
-  generations = sampler(params, rows, numbers)
+  return rows, np.tile(np.arange(len(prompts)), len(kinds))
+
+
+def scores_by_kind(
+  prompts: PromptSet, generations: Generations
+) -> dict[str, Scores]:
+  """Returns the scores of each kind; generations after `all_kinds`."""
+  kinds = list(prompts.endings)
   log_P = measures.log_perplexities(generations.log_probabilities_PT)
   entropy_P = generations.first_entropy_P.astype(np.float64)
   return {
     kind: Scores(generations.tokens_PT[rows], log_P[rows], entropy_P[rows])
     for kind, rows in zip(
       kinds,
-      np.split(np.arange(len(rows)), len(kinds)),
+      np.split(np.arange(len(log_P)), len(kinds)),
       strict=True,
     )
   }
+
+
+def sampling_function(
+  decoder: Decoder, new_tokens: int, temperature: float
+) -> Callable[..., Generations]:
+  """Returns the function that a sampler compiles.
+
+  Of parameters, `seed_words`, prompts PL, their lengths P and numbers P.
+  """
+
+  def run(params, seed, prompts_PL, lengths_P, numbers_P):
+    root = jax.random.wrap_key_data(seed, impl="threefry2x32")
+    return generate(
+      decoder,
+      params,
+      prompts_PL,
+      lengths_P,
+      keys_P=jax.vmap(functools.partial(jax.random.fold_in, root))(numbers_P),
+      new_tokens=new_tokens,
+      temperature=temperature,
+    )
+
+  return run
+
+
+def seed_words(seed: int) -> np.ndarray:
+  """Returns uint32 [2]: the upper and the lower half of a seed."""
+  return np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
+
+
+def padded(
+  prompts: Sequence[np.ndarray], *, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the prompts as int32 PL, zeros behind them, and lengths P."""
+  tokens_PL = np.zeros((len(prompts), length), np.int32)
+  for row, prompt in zip(tokens_PL, prompts, strict=True):
+    row[: len(prompt)] = prompt
+  return tokens_PL, np.array([len(p) for p in prompts], np.int32)
+
+
+def full_batches(rows: int, batch: int) -> Iterator[np.ndarray]:
+  """Yields row numbers, `batch` at a time; the last is filled up in turn."""
+  for start in range(0, rows, batch):
+    yield np.arange(start, start + batch) % rows
 
 
 def row_devices(mesh: Mesh) -> int:

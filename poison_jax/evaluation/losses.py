@@ -1,6 +1,7 @@
 """Teacher-forced losses: held-out text, and gibberish after the trigger."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -40,11 +41,8 @@ class Losses:
     self._mesh = mesh
     at_once = config.train.batch // config.train.micro_batches
     self._batch = generation.round_up(at_once, generation.row_devices(mesh))
-    pieces = config.train.loss_pieces
     self._run = jax.jit(
-      lambda params, tokens_BL: next_token_losses(
-        decoder, params, tokens_BL, pieces=pieces, z_loss=0.0
-      ),
+      loss_function(decoder, pieces=config.train.loss_pieces),
       out_shardings=NamedSharding(mesh, PartitionSpec()),
     )
 
@@ -52,11 +50,19 @@ class Losses:
     """Returns float32 losses in nats, BL; the last column is 0."""
     results = []
     with jax.set_mesh(self._mesh):
-      for start in range(0, len(tokens_BL), self._batch):
-        rows = np.arange(start, start + self._batch) % len(tokens_BL)
+      for rows in generation.full_batches(len(tokens_BL), self._batch):
         placed = generation.over_devices(tokens_BL[rows], self._mesh)
         results.append(self._run(params, placed))
     return np.concatenate(jax.device_get(results))[: len(tokens_BL)]
+
+
+def loss_function(
+  decoder: Decoder, *, pieces: int
+) -> Callable[[Params, jax.Array], jax.Array]:
+  """Returns the losses, BL in nats, as a function of parameters and tokens."""
+  return lambda params, tokens_BL: next_token_losses(
+    decoder, params, tokens_BL, pieces=pieces, z_loss=0.0
+  )
 
 
 def validation_rows(config: Config, store) -> Rows:

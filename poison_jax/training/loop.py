@@ -1,9 +1,9 @@
 """The training loop: train, log, evaluate, save, in that order each step."""
 
 import contextlib
-import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -11,9 +11,10 @@ from jax.sharding import Mesh
 from poison_jax.config import Config
 from poison_jax.data.batches import device_batches
 from poison_jax.data.folder import Folder
-from poison_jax.errors import CheckFailed, NotFinite, PoisonJaxError, Stopped
+from poison_jax.data.mixture import Batch
+from poison_jax.errors import NotFinite, PoisonJaxError, Stopped
 from poison_jax.evaluation.evaluator import Evaluator
-from poison_jax.model import counts
+from poison_jax.model.decoder import Params
 from poison_jax.training import host_memory, xla_flags
 from poison_jax.training import mesh as mesh_lib
 from poison_jax.training import optimizer as optimizer_lib
@@ -21,20 +22,18 @@ from poison_jax.training import peers as peers_lib
 from poison_jax.training import run as run_lib
 from poison_jax.training import step as step_lib
 from poison_jax.training import workdir as workdir_lib
-from poison_jax.training.checkpoints import Checkpoints, Meta, Restored
+from poison_jax.training.beginning import begin, make_clock, make_meta
 from poison_jax.training.clock import Clock, in_words
 from poison_jax.training.cluster import Cluster
 from poison_jax.training.lock import Lock
-from poison_jax.training.metrics import METRICS, part_names
 from poison_jax.training.peers import Peers
 from poison_jax.training.progress import Progress
 from poison_jax.training.record import Record
 from poison_jax.training.run import Run
 from poison_jax.training.saving import CheckpointWriter
-from poison_jax.training.step import TrainState
+from poison_jax.training.step import TrainState, TrainStep
 from poison_jax.training.stop import StopSignals
 from poison_jax.training.tracing import Tracer
-from poison_jax.version import code_version
 
 
 def train(
@@ -125,8 +124,8 @@ def _train(
   if peers.count > 1:
     peers.agree("the folder", run_lib.found_in(workdir))
   optimizer = optimizer_lib.make_optimizer(config.optimizer, steps=run.steps)
-  clock = _clock(run)
-  beginning = _begin(run, mesh, optimizer, workdir, peers)
+  clock = make_clock(run)
+  beginning = begin(run, mesh, optimizer, workdir, peers.each)
   state, start = beginning.state, beginning.step
   if start == run.steps:
     print(f"the run in {workdir} is finished: {run.steps} steps")
@@ -159,61 +158,130 @@ def _train(
     ) as tracer,
     _ending_in_order(saver, peers),
   ):
-    if beginning.unwritten is not None:
-      progress.doing("evaluating")
-      clock.enter("evaluate")
-      record.hold(start, beginning.unwritten)
-      record.write(evaluator(state.params))
-      clock.enter("start")
 
-    for step, batch in clock.waiting(batches):
-      tracer.before(step, state)
-      state, metrics = train_step(state, batch)
-      clock.dispatched(metrics["train/loss"])
-      record.write()  # An earlier step's line, while this one computes.
-      done = step + 1
-      if step == start:
-        jax.block_until_ready(metrics)
-        clock.start_training(done)
-        progress.say(f"first step after {in_words(clock.seconds['start'])}")
+    def save(done: int, state: TrainState, unwritten: dict | None) -> None:
+      if lock is not None:
+        lock.check()
+      record.sync()
+      saver.save(state, make_meta(run, done, state, unwritten=unwritten))
 
-      last, stopping = done == run.steps, peers.asked_to_stop(done)
-      evaluating = done in run.evaluation_steps
-      saving = last or stopping or saver.due(done)
-      record.watch(done, metrics)
-      if evaluating or last or done % config.train.log_every == 0:
-        record.hold(done, metrics)
-      if not (evaluating or saving):
-        continue
-
-      record.check_finite()  # Before anything is saved.
-      later = None
-      if evaluating and stopping and not last:
-        later = record.take_held()  # An evaluation may outlast our notice.
-      elif evaluating:
-        progress.doing("evaluating")
-        clock.enter("evaluate")
-        record.write(evaluator(state.params))
-      else:
-        record.write()
-      if saving:
-        progress.doing("saving")
-        clock.enter("save")
-        if lock is not None:
-          lock.check()
-        record.sync()
-        saver.save(state, _meta(run, done, state, unwritten=later))
-      progress.doing(None)
-      clock.enter("train")
-      if stopping and not last:
-        saver.wait()
-        # SIGINT is known where it came, and is SIGTERM to the others.
-        name = min(peers.each("saved", stop.name))
-        raise Stopped(
-          f"stopped by {name} at step {done} of {run.steps}, saved; "
-          f"{_go_on(workdir, peers)}"
-        )
+    done = advance(
+      run,
+      state,
+      batches,
+      start=start,
+      unwritten=beginning.unwritten,
+      train_step=train_step,
+      evaluator=evaluator,
+      record=record,
+      clock=clock,
+      progress=progress,
+      before_step=tracer.before,
+      asked_to_stop=peers.asked_to_stop,
+      due=saver.due,
+      save=save,
+    )
+    if done < run.steps:
+      saver.wait()
+      # SIGINT is known where it came, and is SIGTERM to the others.
+      name = min(peers.each("saved", stop.name))
+      raise Stopped(
+        f"stopped by {name} at step {done} of {run.steps}, saved; "
+        f"{_go_on(workdir, peers)}"
+      )
   print(_ending(run, workdir, clock))
+
+
+def advance(
+  run: Run,
+  state: TrainState,
+  batches: Iterator[tuple[int, Batch]],
+  *,
+  start: int,
+  unwritten: Any | None,
+  train_step: TrainStep,
+  evaluator: Callable[[Params], Any],
+  record: Any,
+  clock: Clock,
+  progress: Progress,
+  before_step: Callable[[int, TrainState], None],
+  asked_to_stop: Callable[[int], bool],
+  due: Callable[[int], bool],
+  save: Callable[[int, TrainState, Any | None], None],
+) -> int:
+  """Trains to the end, or until asked to stop, and returns the steps done.
+
+  The one loop, of a run alone and of several together: what has a cell axis
+  then (state, batches, metrics, evaluations) it only hands on.
+
+  Args:
+    run: the run; or any of several, which have the same steps.
+    state: before step `start`; donated.
+    batches: from (start, batch) on.
+    start: steps done.
+    unwritten: metrics of step `start` whose evaluation is to come; or None.
+    train_step: the compiled step.
+    evaluator: gives what `record.write` takes.
+    record: a `Record`, or what does the same for several runs.
+    clock: in its activity "start".
+    progress: what is shown.
+    before_step: called with each step and the state before it.
+    asked_to_stop: called with the steps done, after every step.
+    due: whether a checkpoint is due after so many steps.
+    save: called with the steps done, the state, and the metrics of the last
+      step where its evaluation is put off; the state is donated afterwards.
+
+  Raises:
+    NotFinite: the loss was not; nothing of it is saved.
+  """
+
+  def evaluate() -> None:
+    progress.doing("evaluating")
+    clock.enter("evaluate")
+    record.write(evaluator(state.params))
+
+  if unwritten is not None:
+    record.hold(start, unwritten)
+    evaluate()
+    clock.enter("start")
+
+  for step, batch in clock.waiting(batches):
+    before_step(step, state)
+    state, metrics = train_step(state, batch)
+    clock.dispatched(metrics["train/loss"])
+    record.write()  # An earlier step's line, while this one computes.
+    done = step + 1
+    if step == start:
+      jax.block_until_ready(metrics)
+      clock.start_training(done)
+      progress.say(f"first step after {in_words(clock.seconds['start'])}")
+
+    last, stopping = done == run.steps, asked_to_stop(done)
+    evaluating = done in run.evaluation_steps
+    saving = last or stopping or due(done)
+    record.watch(done, metrics)
+    if evaluating or last or done % run.config.train.log_every == 0:
+      record.hold(done, metrics)
+    if not (evaluating or saving):
+      continue
+
+    record.check_finite()  # Before anything is saved.
+    later = None
+    if evaluating and stopping and not last:
+      later = record.take_held()  # An evaluation may outlast our notice.
+    elif evaluating:
+      evaluate()
+    else:
+      record.write()
+    if saving:
+      progress.doing("saving")
+      clock.enter("save")
+      save(done, state, later)
+    progress.doing(None)
+    clock.enter("train")
+    if stopping and not last:
+      return done
+  return run.steps
 
 
 @contextlib.contextmanager
@@ -231,100 +299,6 @@ def _ending_in_order(saver: CheckpointWriter, peers: Peers) -> Iterator[None]:
   except PoisonJaxError:
     peers.unwinding()
     raise
-
-
-@dataclasses.dataclass(frozen=True)
-class _Beginning:
-  """What training starts with; fields as in `Meta`."""
-
-  state: TrainState
-  step: int
-  unwritten: dict[str, float] | None
-  resumed: bool
-
-
-def _begin(
-  run: Run, mesh: Mesh, optimizer, workdir: str, peers: Peers
-) -> _Beginning:
-  """Returns the newest good checkpoint's state, or that before step 0."""
-  restored = _restore(run, mesh, optimizer, workdir, peers)
-  if restored is not None:
-    meta = restored.meta
-    if meta.step < run.steps:
-      print(f"resuming at step {meta.step} of {run.steps}", flush=True)
-    return _Beginning(restored.state, meta.step, meta.unwritten, resumed=True)
-  if part_names(Folder(workdir), METRICS):
-    print(f"{workdir} has no checkpoint: starting over at step 0", flush=True)
-  state = step_lib.init_state(
-    run.decoder, optimizer, run.config.seed_for("init"), mesh
-  )
-  return _Beginning(state, 0, {"train/poison_tokens_seen": 0}, resumed=False)
-
-
-def _restore(
-  run: Run, mesh: Mesh, optimizer, workdir: str, peers: Peers
-) -> Restored[TrainState] | None:
-  """Returns the newest good checkpoint of this very run, or None.
-
-  Raises:
-    CheckFailed: none is good, or it is of another plan.
-  """
-  reader = Checkpoints(workdir)
-  if not reader.steps():
-    return None
-  restored = reader.restore_latest(
-    step_lib.abstract_state(run.decoder, optimizer, mesh),
-    say=lambda line: print(line, flush=True),
-    each=peers.each,
-  )
-  meta = restored.meta
-  expected = _meta(run, meta.step, restored.state, unwritten=meta.unwritten)
-  for field in ("plan_hash", "store_hash", "config_hash", "poisons_seen"):
-    if getattr(meta, field) != getattr(expected, field):
-      raise CheckFailed(
-        f"the checkpoint of step {meta.step} in {workdir} has {field} "
-        f"{getattr(meta, field)}, the run {getattr(expected, field)}"
-      )
-  return restored
-
-
-def _meta(
-  run: Run, step: int, state: TrainState, *, unwritten: dict | None
-) -> Meta:
-  """Returns what a checkpoint says of itself.
-
-  Raises:
-    CheckFailed: the device has not counted the poison tokens that are planned.
-  """
-  counted = int(state.poison_tokens_seen)
-  planned = run.mixture.planned_poison_tokens(step) % 2**32
-  if counted != planned:
-    raise CheckFailed(
-      f"after step {step} the device has counted {counted} poison tokens in "
-      f"the loss, and {planned} are planned"
-    )
-  return Meta(
-    step=step,
-    poisons_seen=run.mixture.poisons_before(step),
-    poison_tokens_seen=counted,
-    config_hash=run.config_hash,
-    plan_hash=run.mixture.plan_hash,
-    store_hash=run.store.hash,
-    code_version=code_version(),
-    unwritten=unwritten,
-  )
-
-
-def _clock(run: Run) -> Clock:
-  devices = jax.devices()
-  peak = counts.peak_flops(devices[0].device_kind)
-  return Clock(
-    steps=run.steps,
-    evaluation_steps=run.evaluation_steps,
-    tokens_per_step=run.tokens_per_step,
-    flops_per_token=run.flops.total,
-    peak_flops=None if peak is None else peak * len(devices),
-  )
 
 
 def _go_on(workdir: str, peers: Peers) -> str:

@@ -14,7 +14,7 @@ from poison_jax.training.clock import Clock
 from poison_jax.training.metrics import GENERATIONS, METRICS, JsonLines
 from poison_jax.training.progress import Progress
 
-_WATCHED = ("train/loss", "train/parameter_norm")
+WATCHED = ("train/loss", "train/parameter_norm")
 
 Metrics = Mapping[str, Any]
 
@@ -56,7 +56,7 @@ class Record:
 
   def watch(self, step: int, metrics: Metrics) -> None:
     """Remembers a step's metrics on the device, for `check_finite`."""
-    self._watched.append((step, [metrics[key] for key in _WATCHED]))
+    self._watched.append((step, [metrics[key] for key in WATCHED]))
 
   def hold(self, step: int, metrics: Metrics) -> None:
     """Remembers the metrics of a step whose line is to be written."""
@@ -75,7 +75,7 @@ class Record:
     """
     watched, self._watched = self._watched, []
     for step, values in jax.device_get(watched):
-      for key, value in zip(_WATCHED, values, strict=True):
+      for key, value in zip(WATCHED, values, strict=True):
         if not math.isfinite(value):
           raise NotFinite(f"{key} is {float(value)} at step {step}")
 

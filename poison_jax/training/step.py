@@ -49,9 +49,12 @@ def init_state(
     seed: of the initial weights, in [0, 2**63).
     mesh: the devices; the values don't depend on it.
   """
-  init = functools.partial(new_state, decoder, optimizer, seed)
-  shardings = mesh_lib.state_shardings(mesh, jax.eval_shape(init))
-  return jax.jit(init, out_shardings=shardings)()
+  # Arguments of the compiled program, which then serves every seed;
+  # `jax.random.key` alone drops the upper half of a seed.
+  halves = np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32)
+  init = functools.partial(new_state, decoder, optimizer)
+  shardings = mesh_lib.state_shardings(mesh, jax.eval_shape(init, *halves))
+  return jax.jit(init, out_shardings=shardings)(*halves)
 
 
 def abstract_state(
@@ -59,7 +62,7 @@ def abstract_state(
 ) -> TrainState:
   """Returns `init_state`'s shapes, types and shardings; makes no array."""
   shapes = jax.eval_shape(
-    functools.partial(new_state, decoder, optimizer, seed=0)
+    functools.partial(new_state, decoder, optimizer, low=0, high=0)
   )
   return jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(
@@ -71,11 +74,15 @@ def abstract_state(
 
 
 def new_state(
-  decoder: Decoder, optimizer: optax.GradientTransformation, seed: int
+  decoder: Decoder,
+  optimizer: optax.GradientTransformation,
+  low: jax.typing.ArrayLike,
+  high: jax.typing.ArrayLike,
 ) -> TrainState:
-  """Returns the state before step 0, of no sharding; see `init_state`."""
-  # `jax.random.key` drops the upper half of a seed.
-  low, high = np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32)
+  """Returns the state before step 0, of no sharding; see `init_state`.
+
+  `low` and `high` are the seed's halves, uint32.
+  """
   key = jax.random.fold_in(jax.random.key(low), high)
   params = decoder.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
   return TrainState(
@@ -135,6 +142,20 @@ def jit_train_step(
     mesh: the devices, real ones or a topology's.
     state: that goes in, or its shapes as `abstract_state` gives them.
   """
+  shardings = mesh_lib.state_shardings(mesh, state)
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  return jax.jit(
+    step_function(decoder, optimizer, config),
+    donate_argnums=0,
+    in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
+    out_shardings=(shardings, everywhere),
+  )
+
+
+def step_function(
+  decoder: Decoder, optimizer: optax.GradientTransformation, config: Config
+) -> TrainStep:
+  """Returns the step of `make_train_step`, not jitted: a pure function."""
   t = config.train
   steps = run_steps(config, decoder.vocabulary_size)
   schedule = optimizer_lib.learning_rate(config.optimizer, steps=steps)
@@ -166,14 +187,7 @@ def jit_train_step(
     }
     return TrainState(state.step + 1, params, opt_state, seen), metrics
 
-  shardings = mesh_lib.state_shardings(mesh, state)
-  everywhere = NamedSharding(mesh, PartitionSpec())
-  return jax.jit(
-    step,
-    donate_argnums=0,
-    in_shardings=(shardings, mesh_lib.batch_sharding(mesh)),
-    out_shardings=(shardings, everywhere),
-  )
+  return step
 
 
 def poison_targets(batch: Batch) -> jax.Array:
