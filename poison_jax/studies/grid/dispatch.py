@@ -226,7 +226,9 @@ class _Dispatcher:
   def _begin(self, slot: int) -> _Running | None:
     """Starts the first cell that waits and that nobody else has."""
     owners = self._claims.owners()
-    for cell in self._plan.cells:
+    # Those that somebody else trains come last.
+    cells = sorted(self._plan.cells, key=lambda cell: cell.hash in self._in_use)
+    for cell in cells:
       if not self._is_due(cell):
         continue
       self._due.pop(cell.hash, None)
