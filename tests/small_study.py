@@ -28,6 +28,8 @@ def _base(arguments):
       pathlib.Path(given.store),
       poison__count=given.poisons,
       seed=given.seed,
+      corpus__store=given.store,  # A path would lose the two slashes of gs://.
+      runtime__compilation_cache=f"{given.store}/../compiled",
       train__steps=12,
       evaluation__times=2,
     )
