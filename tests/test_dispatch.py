@@ -221,7 +221,7 @@ def test_what_training_says_of_a_folder_in_use_is_understood(tmp_path):
 
 def test_a_signal_has_every_process_save_and_gives_all_back(tmp_path):
   plan = _plan(tmp_path / "s")
-  for number in range(4):
+  for number in (0, 1):
     _act(plan, number, "75 no step", "75 no step", "wait", "0")
   study = tmp_path / "s"
 
@@ -243,7 +243,7 @@ def test_a_signal_has_every_process_save_and_gives_all_back(tmp_path):
   assert Claims(plan.workdir).owners() == {}
   assert stand_in.events(study)[-1][1] == "ends 75"
   _run(plan, slots=2)
-  assert _results(plan) == 4 * ["done"] and _begun(plan) == [4, 4, 4, 4]
+  assert _results(plan) == 4 * ["done"] and _begun(plan) == [4, 4, 1, 1]
 
 
 # Several.
