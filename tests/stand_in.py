@@ -11,6 +11,7 @@ does, a line each, the last one again and again; "0" where it says nothing:
   75 no step     saved, without a step more
   wait           waits for SIGTERM; then a step more, saved
   kill SIGNAL    dies of it
+  crash WORDS    a mistake of ours: the words are its traceback's last line
   CODE MESSAGE   an error
 
 All that happens is in `events`, a line each: CELL begins, or CELL and its end.
@@ -67,6 +68,9 @@ def _train(study: pathlib.Path, cell: str) -> int:
   if word in ("0", "75") and not rest:
     with open(study / "cells" / cell / "metrics.jsonl", "a") as file:
       file.write(json.dumps({"step": before + 1, "time/seconds": 1.0}) + "\n")
+  elif word == "crash":
+    word = "1"
+    print(rest, flush=True)
   elif rest:
     print(f"error: {rest}", flush=True)
   _tell(study, cell, f"ends {word}")

@@ -126,18 +126,22 @@ def test_a_cells_folder_has_its_config_and_nothing_of_the_study(tmp_path):
 
 def test_a_failed_cell_tells_why_and_runs_again_on_request(tmp_path):
   plan = _plan(tmp_path / "s")
+  _act(plan, 0, "3 a check failed", "crash ValueError: oops")
   _act(plan, 1, "3 planned and counted differ", "0")
   _act(plan, 2, "kill SIGKILL", "4 the loss is nan", "0")
   ended = _run(plan)
-  assert [s.kind.value for s in ended] == ["done", "failed", "failed", "done"]
+  kinds = [state.kind.value for state in ended]
+  assert kinds == ["failed", "failed", "failed", "done"]
   assert _ending(plan, 1).message == "planned and counted differ"
   assert _ending(plan, 1).code == 3
   assert _ending(plan, 2).message == "killed by SIGKILL (out of memory?)"
   _run(plan)
   assert _begun(plan) == [1, 1, 1, 1]
   ended = _run(plan, retry=True)
-  assert _begun(plan) == [1, 2, 2, 1]  # Each once.
-  assert _results(plan) == ["done", "done", "failed", "done"]
+  assert _begun(plan) == [2, 2, 2, 1]  # Each once.
+  assert _results(plan) == ["failed", "done", "failed", "done"]
+  # What it said last, and not in an earlier attempt.
+  assert _ending(plan, 0).message == "ValueError: oops"
   assert (
     _ending(plan, 2).message == "the loss is nan"
   )  # And not the log's first.
@@ -309,6 +313,24 @@ def test_a_cell_that_was_taken_over_is_ended_and_not_recorded(
   assert _results(plan) == [None, None]
   (event,) = stand_in.events(tmp_path / "s")
   assert event[1] == "begins"  # It was killed, so that it writes no more.
+
+
+def test_an_end_that_comes_after_the_take_over_is_the_other_ones_to_record(
+  tmp_path, monkeypatch
+):
+  plan = _plan(tmp_path / "s", seeds=(0,))
+  real, other = stand_in.StandIn.start, Claims(plan.workdir)
+
+  def start(self, plan, cell, slot):
+    # As if we had slept here for two minutes, and not noticed yet.
+    Folder(plan.workdir).write(f"claims/{cell.hash}.2", other._content())
+    return real(self, plan, cell, slot)
+
+  monkeypatch.setattr(stand_in.StandIn, "start", start)
+  monkeypatch.setattr("poison_jax.studies.grid.claims.RENEWED_EVERY", 1e12)
+  ended = _run(plan)
+  assert _begun(plan) == [1, 1] and _results(plan) == [None, None]
+  assert [state.kind for state in ended] == 2 * [Kind.RUNNING]
 
 
 def test_the_next_dispatcher_goes_on_where_one_was_killed(tmp_path):
