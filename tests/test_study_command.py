@@ -224,6 +224,26 @@ def test_a_study_that_is_killed_in_the_middle_goes_on_to_its_end(
 
 
 @pytest.mark.slow
+def test_cells_that_fail_are_told_with_their_reason(study, tmp_path):
+  text = study.read_text()
+  file = tmp_path / "wrong.py"
+  file.write_text(
+    text.replace(
+      "  return study",
+      "  study.fixed['corpus.module'] = 'nothing_such'\n  return study",
+    )
+  )
+  folder = tmp_path / "s"
+  line = study_command("run", f"--study={file}", f"--workdir={folder}", code=3)
+  assert line.startswith("error: 2 cell(s) failed, such as seed=0 poisons=0: ")
+  assert "config.corpus.module is 'nothing_such'" in line
+  assert f"their output is in {folder}/logs" in line
+  out = study_command("status", f"--workdir={folder}")
+  assert "2 cells: 2 failed" in out
+  assert out.count(" failed: config.corpus.module is 'nothing_such'") == 2
+
+
+@pytest.mark.slow
 def test_two_dispatchers_on_a_new_study_wait_for_one_to_write_its_store(
   tmp_path,
 ):

@@ -163,9 +163,9 @@ class _Dispatcher:
   def states(self) -> tuple[State, ...]:
     """Returns the state of every cell, those done from memory."""
     owners = self._claims.owners()
-    for cell in self._plan.cells:
-      if not self._is_done(cell):
-        self._look(cell, owners)
+    open_ = [cell for cell in self._plan.cells if not self._is_done(cell)]
+    for state in states.read_several(self._plan, open_, owners):
+      self._known[state.cell.hash] = state
     return tuple(self._known[cell.hash] for cell in self._plan.cells)
 
   def work(self) -> bool:

@@ -72,7 +72,7 @@ def notes(states: Sequence[State]) -> list[str]:
       owners.setdefault(str(state.owner), []).append(state.cell.hash[:8])
   lines = [f"{owner} runs {', '.join(runs)}" for owner, runs in owners.items()]
   return lines + [
-    f"{state.cell.hash[:8]} failed: {state.ending.message}"
+    f"{state.cell.hash[:8]} failed: {state.why}"
     for state in states
     if state.kind is Kind.FAILED
   ]
