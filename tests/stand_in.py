@@ -1,9 +1,10 @@
 """A stand-in for training, and dispatchers in processes of their own.
 
-  python tests/stand_in.py train STUDY CELL
-  python tests/stand_in.py dispatch STUDY SLOTS
+  python tests/stand_in.py train FOLDER CELL
+  python tests/stand_in.py dispatch FOLDER SLOTS STUDY
 
-The file `acts/CELL` of the study says what each successive start of a cell
+FOLDER is a local one, that of the study where it is on the disk. Its file
+`acts/CELL` says what each successive start of a cell
 does, a line each, the last one again and again; "0" where it says nothing:
 
   0              a step more, and done
@@ -66,7 +67,9 @@ def _train(study: pathlib.Path, cell: str) -> int:
       time.sleep(0.01)
     word = "75"
   if word in ("0", "75") and not rest:
-    with open(study / "cells" / cell / "metrics.jsonl", "a") as file:
+    run = study / "cells" / cell
+    run.mkdir(parents=True, exist_ok=True)
+    with open(run / "metrics.jsonl", "a") as file:
       file.write(json.dumps({"step": before + 1, "time/seconds": 1.0}) + "\n")
   elif word == "crash":
     word = "1"
@@ -82,8 +85,9 @@ class StandIn:
 
   when_stopped = ""
 
-  def __init__(self, slots: int):
-    self.slots = slots
+  def __init__(self, slots: int, folder: str | None = None):
+    """Args: how many at once; FOLDER, the study's own by default."""
+    self.slots, self._folder = slots, folder
 
   def check(self, plan) -> None:
     pass
@@ -92,10 +96,12 @@ class StandIn:
     from poison_jax.studies.grid.backends import Start
 
     own = (sys.executable, "-SEI", os.path.abspath(__file__))
-    return Start((*own, "train", plan.workdir, cell.hash), {}, ())
+    return Start(
+      (*own, "train", self._folder or plan.workdir, cell.hash), {}, ()
+    )
 
 
-def _dispatch(study: pathlib.Path, slots: int) -> int:
+def _dispatch(folder: pathlib.Path, slots: int, study: str) -> int:
   sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
   from poison_jax.errors import PoisonJaxError
   from poison_jax.studies.grid import dispatch
@@ -104,14 +110,14 @@ def _dispatch(study: pathlib.Path, slots: int) -> int:
 
   dispatch._LOOKED_EVERY = 0.01
   with StopSignals() as stop:
-    (study / f"ready-{os.getpid()}").touch()
-    while not (study / "go").exists():
+    (folder / f"ready-{os.getpid()}").touch()
+    while not (folder / "go").exists():
       time.sleep(0.01)
     try:
       dispatch.run(
-        plan_lib.read(str(study)),
-        StandIn(slots),
-        logs=str(study / "logs"),
+        plan_lib.read(study),
+        StandIn(slots, str(folder)),
+        logs=str(folder / "logs"),
         retry=False,
         mix=False,
         stop=stop,
@@ -124,7 +130,7 @@ def _dispatch(study: pathlib.Path, slots: int) -> int:
 
 
 if __name__ == "__main__":
-  role, folder, argument = sys.argv[1:]
+  role, folder, argument, *rest = sys.argv[1:]
   if role == "train":
     sys.exit(_train(pathlib.Path(folder), argument))
-  sys.exit(_dispatch(pathlib.Path(folder), int(argument)))
+  sys.exit(_dispatch(pathlib.Path(folder), int(argument), *rest))

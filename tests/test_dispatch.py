@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import stand_in
+from fake_bucket import FakeBuckets
 from small_study import make_plan, until
 
 from poison_jax.data.folder import Folder
@@ -73,15 +74,15 @@ def _ending(plan, number):
 class _Dispatchers:
   """Dispatchers in processes of their own, which begin together."""
 
-  def __init__(self, plan, count, *, slots=2):
-    self.folder = pathlib.Path(plan.workdir)
+  def __init__(self, plan, count, *, slots=2, folder=None):
+    self.folder = folder or pathlib.Path(plan.workdir)
     (self.folder / "go").unlink(missing_ok=True)
     ready = len(list(self.folder.glob("ready-*"))) + count
     self.processes = [
       subprocess.Popen(
         [
           *(sys.executable, str(_HERE / "stand_in.py"), "dispatch"),
-          *(plan.workdir, str(slots)),
+          *(str(self.folder), str(slots), plan.workdir),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -253,12 +254,21 @@ def test_a_signal_has_every_process_save_and_gives_all_back(tmp_path):
 # Several.
 
 
-def test_two_dispatchers_never_run_one_cell_twice(tmp_path):
-  plan = _plan(tmp_path / "s", doses=range(12), seeds=range(4))
-  ends = _Dispatchers(plan, 2).wait()
-  assert [code for code, _ in ends] == [0, 0], ends
-  assert _begun(plan) == 48 * [1]
-  assert _results(plan) == 48 * ["done"]
+@pytest.mark.parametrize("place", ["disk", "bucket"])
+def test_two_dispatchers_never_run_one_cell_twice(tmp_path, place, monkeypatch):
+  folder = tmp_path / "s"
+  folder.mkdir()
+  with FakeBuckets() as bucket:
+    for name, value in bucket.environment.items():
+      monkeypatch.setenv(name, value)
+    where = folder if place == "disk" else "gs://bucket/s"
+    many = {"doses": range(12), "seeds": range(4)}
+    plan = make_plan(where, **many)
+    plan_lib.write(plan)
+    ends = _Dispatchers(plan, 2, folder=folder).wait()
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert _results(plan) == 48 * ["done"]
+  assert _begun(make_plan(folder, **many)) == 48 * [1]
 
 
 def test_a_cell_that_another_ran_to_its_end_meanwhile_does_not_run(

@@ -230,17 +230,17 @@ def test_cells_that_fail_are_told_with_their_reason(study, tmp_path):
   file.write_text(
     text.replace(
       "  return study",
-      "  study.fixed['corpus.module'] = 'nothing_such'\n  return study",
+      "  study.fixed['poison.payload_max'] = 500\n  return study",
     )
   )
   folder = tmp_path / "s"
   line = study_command("run", f"--study={file}", f"--workdir={folder}", code=3)
-  assert line.startswith("error: 2 cell(s) failed, such as seed=0 poisons=0: ")
-  assert "config.corpus.module is 'nothing_such'" in line
+  assert line.startswith("error: 1 cell(s) failed, such as seed=0 poisons=12: ")
+  assert "tokens, and a row has 64" in line
   assert f"their output is in {folder}/logs" in line
   out = study_command("status", f"--workdir={folder}")
-  assert "2 cells: 2 failed" in out
-  assert out.count(" failed: config.corpus.module is 'nothing_such'") == 2
+  assert "2 cells: 1 done, 1 failed" in out
+  assert out.count(" failed: ") == 1 and "tokens, and a row has 64" in out
 
 
 @pytest.mark.slow
