@@ -214,6 +214,25 @@ def test_a_cell_that_somebody_trains_is_waited_for(tmp_path):
   assert order[:4] == [cell.hash for cell in plan.cells]
 
 
+def test_between_two_tries_at_such_a_cell_there_is_a_wait(
+  tmp_path, monkeypatch
+):
+  plan = _plan(tmp_path / "s", seeds=(0,))
+  _act(plan, 0, "2 --workdir=x is in use by process 7: wait for it")
+  monkeypatch.setattr(dispatch, "_IN_USE_WAITS", (3600.0,))
+  monkeypatch.setattr(dispatch, "_SHOWN_EVERY", 0.01)
+  looks = []
+
+  def show(found, _):
+    looks.append(found[1].kind)
+    if looks.count(Kind.DONE) == 50:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with StopSignals() as stop, pytest.raises(Stopped, match="1 of 2 cells done"):
+    _run(plan, stop=stop, show=show)
+  assert _begun(plan) == [1, 1]
+
+
 def test_what_training_says_of_a_folder_in_use_is_understood(tmp_path):
   folder = Folder(str(tmp_path / "a"))
   with (
