@@ -4,8 +4,8 @@
   python tests/stand_in.py dispatch FOLDER SLOTS STUDY
 
 FOLDER is a local one, that of the study where it is on the disk. Its file
-`acts/CELL` says what each successive start of a cell does, a line each, the last
-one again and again; "0" where it says nothing:
+`acts/CELL` says what each successive start of a cell does, a line each, the
+last one again and again; "0" where it says nothing:
 
   0              a step more, and done
   75             a step more, saved
