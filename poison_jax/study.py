@@ -33,7 +33,7 @@ from rich.text import Text
 from poison_jax import command
 from poison_jax.errors import CheckFailed, Stopped, UserError
 from poison_jax.studies import costs
-from poison_jax.studies.grid import backends, live, pricing, states
+from poison_jax.studies.grid import backends, live, pricing, states, versions
 from poison_jax.studies.grid import plan as plan_lib
 from poison_jax.studies.grid import study as study_lib
 from poison_jax.studies.grid.claims import Claims
@@ -186,12 +186,10 @@ def _begun(plan: Plan) -> tuple[State, ...]:
   Raises:
     UserError: the folder holds another study, or cells of other code.
   """
-  from poison_jax.studies.grid import dispatch
-
   if _STUDY.value:
     plan_lib.write(plan)
   found = states.read_states(plan, Claims(plan.workdir))
-  dispatch.check_code(plan, found=found, mix=_MIX_CODE.value)
+  versions.check_code(plan, found=found, mix=_MIX_CODE.value)
   return found
 
 

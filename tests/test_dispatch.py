@@ -16,7 +16,13 @@ from small_study import make_plan, until
 
 from poison_jax.data.folder import Folder
 from poison_jax.errors import CheckFailed, Stopped, UserError
-from poison_jax.studies.grid import dispatch, endings, states
+from poison_jax.studies.grid import (
+  attempts,
+  dispatch,
+  endings,
+  states,
+  versions,
+)
 from poison_jax.studies.grid import plan as plan_lib
 from poison_jax.studies.grid.claims import Claims
 from poison_jax.studies.grid.states import Kind
@@ -411,6 +417,11 @@ class _Version:
     pass
 
 
+def _set_version(monkeypatch, version):
+  monkeypatch.setattr(versions, "code_version", version)
+  monkeypatch.setattr(attempts, "code_version", version)
+
+
 def _found(plan):
   return states.read_states(plan, Claims(plan.workdir))
 
@@ -419,24 +430,24 @@ def test_cells_of_other_code_are_refused_unless_asked_for(
   tmp_path, monkeypatch
 ):
   plan = _plan(tmp_path / "s", seeds=(0,))
-  monkeypatch.setattr(dispatch, "code_version", _Version("old+commit1"))
+  _set_version(monkeypatch, _Version("old+commit1"))
   _run(plan)
   assert _ending(plan, 0).code_versions == ("old+commit1",)
-  monkeypatch.setattr(dispatch, "code_version", _Version("old+commit2"))
-  dispatch.check_code(plan, found=_found(plan), mix=False)
-  monkeypatch.setattr(dispatch, "code_version", _Version("new+commit2"))
+  _set_version(monkeypatch, _Version("old+commit2"))
+  versions.check_code(plan, found=_found(plan), mix=False)
+  _set_version(monkeypatch, _Version("new+commit2"))
   with pytest.raises(UserError, match=r"old\+commit1 \(2 cells\), this is new"):
-    dispatch.check_code(plan, found=_found(plan), mix=False)
-  dispatch.check_code(plan, found=_found(plan), mix=True)
+    versions.check_code(plan, found=_found(plan), mix=False)
+  versions.check_code(plan, found=_found(plan), mix=True)
   with pytest.raises(UserError, match="--mix_code"):
-    dispatch.check_code(plan, found=_found(plan), mix=False)
+    versions.check_code(plan, found=_found(plan), mix=False)
 
 
 def test_each_version_of_a_cells_code_is_kept(tmp_path, monkeypatch):
   plan = _plan(tmp_path / "s", doses=(0,), seeds=(0,))
   _act(plan, 0, "75", "4 not finite", "0")
   for version in ("first", "second"):
-    monkeypatch.setattr(dispatch, "code_version", _Version(version))
+    _set_version(monkeypatch, _Version(version))
     _run(plan, retry=True, mix=True)
   assert _ending(plan, 0).code_versions == ("first", "second")
   assert _results(plan) == ["done"]
@@ -445,10 +456,10 @@ def test_each_version_of_a_cells_code_is_kept(tmp_path, monkeypatch):
 def test_code_that_only_failed_to_begin_is_no_other_code(tmp_path, monkeypatch):
   plan = _plan(tmp_path / "s", doses=(0,), seeds=(0,))
   _act(plan, 0, "1 a mistake of ours", "0")
-  monkeypatch.setattr(dispatch, "code_version", _Version("broken"))
+  _set_version(monkeypatch, _Version("broken"))
   _run(plan)
-  monkeypatch.setattr(dispatch, "code_version", _Version("mended"))
-  dispatch.check_code(plan, found=_found(plan), mix=False)
+  _set_version(monkeypatch, _Version("mended"))
+  versions.check_code(plan, found=_found(plan), mix=False)
   _run(plan, retry=True)
   assert _ending(plan, 0).code_versions == ("mended",)
 
@@ -458,12 +469,12 @@ def test_the_code_of_a_cell_that_was_killed_counts(tmp_path, monkeypatch):
   plan_lib.write_config(plan, plan.cells[0])
   folder = pathlib.Path(plan.path(plan.cells[0]))
   (folder / "metrics.jsonl").write_text('{"step": 3}\n')
-  dispatch.check_code(plan, found=_found(plan), mix=False)
+  versions.check_code(plan, found=_found(plan), mix=False)
   config = json.loads((folder / "config.json").read_text())
   config["code_version"] = "older"
   (folder / "config.json").write_text(json.dumps(config))
   with pytest.raises(UserError, match="made by code older"):
-    dispatch.check_code(plan, found=_found(plan), mix=False)
+    versions.check_code(plan, found=_found(plan), mix=False)
 
 
 @pytest.mark.parametrize("mix", [False, True])
@@ -472,7 +483,7 @@ def test_code_that_is_edited_meanwhile_begins_no_more_cells(
 ):
   plan = _plan(tmp_path / "s")
   version = _Version("old")
-  monkeypatch.setattr(dispatch, "code_version", version)
+  _set_version(monkeypatch, version)
   _act(plan, 1, "wait")
 
   def show(*_):

@@ -16,7 +16,7 @@ from fake_bucket import FakeBuckets
 from small_study import ROOT, make_plan, until
 
 from poison_jax.errors import Stopped, UserError
-from poison_jax.studies.grid import backends, dispatch, endings
+from poison_jax.studies.grid import attempts, backends, dispatch, endings
 from poison_jax.studies.grid import plan as plan_lib
 from poison_jax.studies.grid.states import Kind
 from poison_jax.training.stop import StopSignals
@@ -80,7 +80,7 @@ def test_a_cell_really_runs_on_its_cores(tmp_path):
     ["sh", "-c", "grep Cpus_allowed_list /proc/self/status"],
     stdout=subprocess.PIPE,
     text=True,
-    preexec_fn=lambda: dispatch._settle((core,), os.getppid()),
+    preexec_fn=lambda: attempts._settle((core,), os.getppid()),
   )
   assert process.communicate()[0].split() == ["Cpus_allowed_list:", str(core)]
 

@@ -6,36 +6,23 @@ when a dispatcher comes again.
 """
 
 import contextlib
-import ctypes
-import dataclasses
-import functools
-import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO
 
-from poison_jax.data.folder import Folder
 from poison_jax.errors import CheckFailed, Stopped, UserError
-from poison_jax.studies.grid import endings, states
+from poison_jax.studies.grid import attempts, endings, states, versions
 from poison_jax.studies.grid import plan as plan_lib
+from poison_jax.studies.grid.attempts import Attempt
 from poison_jax.studies.grid.backends import Backend
 from poison_jax.studies.grid.claims import Claims, Owner
 from poison_jax.studies.grid.endings import Ending
 from poison_jax.studies.grid.plan import Plan
 from poison_jax.studies.grid.states import Kind, State
 from poison_jax.studies.grid.study import Cell
-from poison_jax.training import workdir as workdir_lib
 from poison_jax.training.stop import StopSignals
-from poison_jax.version import code_version
-
-# Linux alone tells a process that its parent has died.
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 _LOOKED_EVERY = 0.5  # Seconds between two looks at the processes.
 _SHOWN_EVERY = 2.0  # And between two tables, at least;
@@ -51,31 +38,6 @@ _IN_USE_WAITS = (2.0, 5.0, 10.0, 20.0, 40.0, 60.0)
 # The end that a signal brings: saved (75); while Python started; and that of
 # launch/tpu_vm.sh, whose slice goes on.
 _STOPPED_CODES = (Stopped.code, -signal.SIGTERM, 128 + signal.SIGINT)
-# Characters of what a process said last that are kept for its message.
-_TAIL = 4000
-
-
-@dataclasses.dataclass
-class _Running:
-  """A cell's process on a slot.
-
-  Attributes:
-    cell: which.
-    process: that trains it, the first of a process group.
-    log: open for what it says.
-    said_from: bytes of the log that are of earlier attempts.
-    began: epoch seconds.
-    step: that the run had reached before.
-    code: the version that it runs.
-  """
-
-  cell: Cell
-  process: subprocess.Popen
-  log: IO[bytes]
-  said_from: int
-  began: float
-  step: int
-  code: str
 
 
 def run(
@@ -146,10 +108,10 @@ class _Dispatcher:
     self._plan, self._backend, self._logs = plan, backend, logs
     self._retry, self._mix = retry, mix
     self._claims = Claims(plan.workdir)
-    self._slots: list[_Running | None] = [None] * backend.slots
+    self._slots: list[Attempt | None] = [None] * backend.slots
     self._known: dict[str, State] = {}
     self._began = time.time()
-    self._code = _code_hash()
+    self._code = versions.code_hash(versions.current())
     self._ending = False
     # By cell: attempts in a row without a step; of those that somebody else
     # trains, attempts, and when the next one is due.
@@ -207,10 +169,7 @@ class _Dispatcher:
     """Kills the process of a cell that another dispatcher has taken over."""
     for slot, running in enumerate(self._slots):
       if running is not None and running.cell.hash == cell:
-        with contextlib.suppress(ProcessLookupError):
-          os.killpg(running.process.pid, signal.SIGKILL)
-        running.process.wait()
-        running.log.close()
+        running.kill()
         self._slots[slot] = None
 
   def _fill(self) -> None:
@@ -223,7 +182,7 @@ class _Dispatcher:
           self._next_sought = time.monotonic() + _SOUGHT_EVERY
           return
 
-  def _begin(self, slot: int) -> _Running | None:
+  def _begin(self, slot: int) -> Attempt | None:
     """Starts the first cell that waits and that nobody else has."""
     owners = self._claims.owners()
     # Those that somebody else trains come last.
@@ -270,52 +229,40 @@ class _Dispatcher:
 
   def _check_code(self) -> None:
     """Refuses to begin another cell where the files have been edited."""
-    code_version.cache_clear()
-    if not self._mix and _code_hash() != self._code:
+    now = versions.code_hash(versions.current())
+    if not self._mix and now != self._code:
       self.refusal = UserError(
-        f"the code has changed from {self._code} to {_code_hash()} since this "
+        f"the code has changed from {self._code} to {now} since this "
         "dispatcher began: no more cells were begun; check the old code out, "
         "or mix the two by --mix_code"
       )
 
-  def _start(self, cell: Cell, slot: int, *, step: int) -> _Running:
+  def _start(self, cell: Cell, slot: int, *, step: int) -> Attempt:
     plan_lib.write_config(self._plan, cell)
     start = self._backend.start(self._plan, cell, slot)
-    log = open(self._log_path(cell), "ab")  # noqa: SIM115
-    process = subprocess.Popen(
-      start.command,
-      stdin=subprocess.DEVNULL,
-      stdout=log,
-      stderr=subprocess.STDOUT,
-      env={**os.environ, **start.environment},
-      start_new_session=True,  # Ctrl-C is ours to hand on.
-      preexec_fn=functools.partial(_settle, start.cores, os.getpid()),
-    )
-    return _Running(
-      cell, process, log, log.tell(), time.time(), step, code_version()
-    )
+    path = self._log_path(cell)
+    return attempts.begin(cell, start, log=path, step=step)
 
-  def _record(self, running: _Running) -> None:
+  def _record(self, running: Attempt) -> None:
     """Writes how a process ended, and gives its cell back."""
-    running.log.close()
     cell, code = running.cell, running.process.returncode
     if not self._claims.holds(cell.hash):
       return  # Another dispatcher has taken it over.
     state = self._look(cell, {})
     before = state.ending
-    versions = before.code_versions if before else ()
+    trained_by = before.code_versions if before else ()
     seconds = before.seconds if before else 0.0
     result, message = self._result(running, code, state)
     now = time.time()
     if cell.hash not in self._in_use:
       seconds += now - running.began
-      if running.code not in versions and (state.step or code == 0):
-        versions = (*versions, running.code)
+      if running.code not in trained_by and (state.step or code == 0):
+        trained_by = (*trained_by, running.code)
     ending = Ending(
       result=result,
       code=code,
       message=message,
-      code_versions=versions,
+      code_versions=trained_by,
       seconds=seconds,
       ended=now,
       host=socket.gethostname(),
@@ -326,10 +273,10 @@ class _Dispatcher:
     self._stop_at_failures(message if at_once else "")
 
   def _result(
-    self, running: _Running, code: int, state: State
+    self, running: Attempt, code: int, state: State
   ) -> tuple[str, str]:
     """Returns what an exit code means, and a line that says why."""
-    said, cell = self._last_line(running), running.cell.hash
+    said, cell = running.last_line(), running.cell.hash
     in_use = " is in use by process " in said
     if code != UserError.code or not in_use:
       self._in_use.pop(cell, None)
@@ -352,7 +299,7 @@ class _Dispatcher:
       return endings.FAILED, f"stopped {tried} times without a step: {said}"
     if code < 0:
       hint = " (out of memory?)" if -code == signal.SIGKILL else ""
-      return endings.FAILED, f"killed by {_signal_name(-code)}{hint}"
+      return endings.FAILED, f"killed by {attempts.signal_name(-code)}{hint}"
     return endings.FAILED, said
 
   def _stop_at_failures(self, reason: str) -> None:
@@ -367,75 +314,3 @@ class _Dispatcher:
 
   def _log_path(self, cell: Cell) -> str:
     return os.path.join(self._logs, f"{cell.hash}.log")
-
-  def _last_line(self, running: _Running) -> str:
-    """Returns the error that a process ended with, in one line."""
-    path = self._log_path(running.cell)
-    with open(path, "rb") as file:
-      file.seek(max(running.said_from, os.path.getsize(path) - _TAIL))
-      lines = file.read().decode(errors="replace").strip().splitlines()
-    errors = [line for line in lines if line.startswith("error: ")]
-    last = (errors or lines or ["it said nothing"])[-1]
-    return last.removeprefix("error: ").strip()
-
-
-def _settle(cores: tuple[int, ...], parent: int) -> None:
-  """In a new process: takes its cores, and gets SIGTERM when we are killed.
-
-  So the cells of a killed dispatcher save, and wait for the next one.
-  """
-  if cores and _LIBC is not None:
-    os.sched_setaffinity(0, cores)
-  if _LIBC is not None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # It was killed before that.
-      os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _signal_name(number: int) -> str:
-  try:
-    return signal.Signals(number).name
-  except ValueError:
-    return f"signal {number}"
-
-
-def _code_hash() -> str:
-  """Names the code alone: the commit may be another where it is the same."""
-  return code_version().partition("+")[0]
-
-
-def check_code(plan: Plan, *, found: Sequence[State], mix: bool) -> None:
-  """Checks that cells begun before were made by this very code.
-
-  Args:
-    plan: the study's.
-    found: the state of each cell.
-    mix: whether cells of several versions are wanted.
-
-  Raises:
-    UserError: some were made by other code, and that isn't wanted.
-  """
-  others: dict[str, int] = {}
-  for state in found:
-    for version in _code_versions(plan, state):
-      if version.partition("+")[0] != _code_hash():
-        others[version] = others.get(version, 0) + 1
-  if others and not mix:
-    told = ", ".join(f"{version} ({n} cells)" for version, n in others.items())
-    raise UserError(
-      f"cells in {plan.workdir} were made by code {told}, this is "
-      f"{code_version()}: check that code out, or mix the two by --mix_code"
-    )
-
-
-def _code_versions(plan: Plan, state: State) -> tuple[str, ...]:
-  """Returns what code trained a cell, as far as it has been trained."""
-  if state.ending is not None:
-    return state.ending.code_versions
-  if state.step == 0 and state.kind is not Kind.RUNNING:
-    return ()
-  content = Folder(plan.path(state.cell)).read(workdir_lib.CONFIG)
-  try:  # Of a dispatcher that runs it, or was killed.
-    return (json.loads(content or b"{}")["code_version"],)
-  except (ValueError, KeyError, TypeError):
-    return ()  # The run itself says what is wrong with it.
