@@ -10,29 +10,41 @@ begins a study or goes on with it (then --workdir is enough), cell by cell;
 stopped at any moment, or started twice, on one machine or on several that share
 the folder, it runs no cell twice. `status` shows every cell.
 
+Cells run on this machine; with --on=slurm, an array of --slots jobs each runs
+cells on its node; with --on=tpu, launch/tpu_vm.sh makes a slice a cell, --slots
+at once. What follows -- are options of sbatch or of that script:
+
+  python -m poison_jax.study run --study=configs/studies/paper.py \\
+    --workdir=gs://bucket/paper --on=tpu --slots=2 -- \\
+    --project=p --zone=us-east5-a --type=v5p-128 --spot
+
 Exit codes: 0 done; 2 what you gave can't be used; 3 cells have failed (`status`
 says why, `run --retry` runs them again); 75 stopped by a signal, all saved.
 """
 
 import os
+import shlex
+import time
 
 from absl import flags
 from rich.console import Console
 from rich.text import Text
 
 from poison_jax import command
-from poison_jax.errors import CheckFailed, UserError
+from poison_jax.errors import CheckFailed, Stopped, UserError
 from poison_jax.studies import costs
-from poison_jax.studies.grid import live, pricing, states
+from poison_jax.studies.grid import backends, live, pricing, states, versions
 from poison_jax.studies.grid import plan as plan_lib
 from poison_jax.studies.grid import study as study_lib
 from poison_jax.studies.grid.claims import Claims
 from poison_jax.studies.grid.plan import Plan
-from poison_jax.studies.grid.states import Kind
+from poison_jax.studies.grid.remaining import time_left
+from poison_jax.studies.grid.states import Kind, State
 from poison_jax.training.stop import StopSignals
 from poison_jax.training.topology import parse_topology
 
 _WIDTH = 110  # Columns that a table has at least.
+_STORE_LOOKED_EVERY = 5  # Seconds, while another process writes it.
 _VERBS = ("plan", "run", "status")
 
 _STUDY = flags.DEFINE_string(
@@ -48,26 +60,48 @@ _MFU = flags.DEFINE_float(
   "mfu", None, "plan: share of the peak, 0 to 1; the study's by default."
 )
 _PRICES = flags.DEFINE_string("prices", "configs/prices.json", "plan: prices.")
+_ON = flags.DEFINE_enum(
+  "on", "local", ["local", "slurm", "tpu"], "run: where the cells run."
+)
 _SLOTS = flags.DEFINE_integer(
-  "slots", None, "run: cells at once; a GPU each, or a core each, by default."
+  "slots",
+  None,
+  "run: cells at once, by default a GPU each or a core each; with --on=slurm "
+  "jobs, with --on=tpu slices.",
 )
 _RETRY = flags.DEFINE_bool("retry", False, "run: failed cells as well.")
 _MIX_CODE = flags.DEFINE_bool(
   "mix_code", False, "run: though other code made some of the cells."
 )
 _DRY_RUN = flags.DEFINE_bool(
-  "dry_run", False, "run: prints the command of each cell instead."
+  "dry_run", False, "run: prints the commands instead."
 )
+# Flags that other verbs have no use for.
+_ONLY_FOR = {
+  "study": ("plan", "run"),
+  **dict.fromkeys(("topology", "mfu", "prices"), ("plan",)),
+  **dict.fromkeys(("on", "slots", "retry", "mix_code", "dry_run"), ("run",)),
+}
 
 
 def main(arguments: list[str]) -> None:
   """Does what the first argument says."""
-  if len(arguments) != 1 or arguments[0] not in _VERBS:
-    given = " ".join(arguments) or "nothing"
+  verb, *options = arguments or ["nothing"]
+  if verb not in _VERBS:
     raise UserError(
-      f"study takes one of {', '.join(_VERBS)}, and flags; got {given}"
+      f"study takes one of {', '.join(_VERBS)}, and flags; got {verb}"
     )
-  {"plan": _plan, "run": _run, "status": _status}[arguments[0]]()
+  if options and (verb != "run" or _ON.value == "local"):
+    raise UserError(
+      f"{options[0]!r} is nothing to study {verb}"
+      + (": options follow -- with --on=slurm or --on=tpu" * (verb == "run"))
+    )
+  for name, verbs in _ONLY_FOR.items():
+    if flags.FLAGS[name].present and verb not in verbs:
+      raise UserError(
+        f"--{name} is nothing to study {verb}: it is for {' and '.join(verbs)}"
+      )
+  {"plan": _plan, "run": lambda: _run(options), "status": _status}[verb]()
 
 
 def _plan() -> None:
@@ -106,37 +140,34 @@ def _planned() -> tuple[study_lib.Study, Plan]:
   return study, plan_lib.make_plan(study, cells, _WORKDIR.value or "")
 
 
-def _run() -> None:
-  """Runs the cells that aren't done."""
-  from poison_jax.studies.grid import backends, dispatch
-  from poison_jax.training import run as run_lib
+def _run(options: list[str]) -> None:
+  """Runs the cells that aren't done; `options` are of the back end."""
+  from poison_jax.studies.grid import dispatch
 
   workdir = _workdir()
   plan = _planned()[1] if _STUDY.value else plan_lib.read(workdir)
-  backend = backends.Local(_SLOTS.value)
+  if _ON.value == "slurm":
+    _submit(plan, options)
+    return
+  slots = _SLOTS.value
+  tpu = _ON.value == "tpu"
+  backend = backends.Tpu(slots, options) if tpu else backends.Local(slots)
+  backend.check(plan)
   if _DRY_RUN.value:
     for i, cell in enumerate(plan.cells):
       print(f"# {cell.label}")
       print(backend.start(plan, cell, i % backend.slots))
     return
-  if _STUDY.value:
-    plan_lib.write(plan)
-  found = states.read_states(plan, Claims(workdir))
-  dispatch.check_code(plan, found=found, mix=_MIX_CODE.value)
+  found = _begun(plan)
   with StopSignals() as stop:
-    wanted = {
-      state.cell.config.corpus.store: state.cell.config
-      for state in found
-      if state.kind is not Kind.DONE
-    }
-    for config in wanted.values():
-      run_lib.prepare_missing_store(config, stop)
+    _prepare_stores(found, stop)
     with live.Live(slots=backend.slots) as shown:
       ended = dispatch.run(
         plan,
         backend,
         logs=_logs(plan),
         retry=_RETRY.value,
+        mix=_MIX_CODE.value,
         stop=stop,
         show=shown.show,
       )
@@ -147,6 +178,64 @@ def _run() -> None:
       f"{failed[0].why}; their output is in {_logs(plan)}; run --retry runs "
       "them again"
     )
+
+
+def _begun(plan: Plan) -> tuple[State, ...]:
+  """Writes the study where it is given; returns how its cells stand.
+
+  Raises:
+    UserError: the folder holds another study, or cells of other code.
+  """
+  if _STUDY.value:
+    plan_lib.write(plan)
+  found = states.read_states(plan, Claims(plan.workdir))
+  versions.check_code(plan, found=found, mix=_MIX_CODE.value)
+  return found
+
+
+def _submit(plan: Plan, options: list[str]) -> None:
+  """Submits an array of dispatchers to SLURM, or prints how."""
+  given = [
+    f"--{flag.name}" for flag in (_RETRY, _MIX_CODE) if flag.value is True
+  ]
+  command = backends.slurm_command(plan, _SLOTS.value, options, given)
+  if _DRY_RUN.value:
+    print(shlex.join(command))
+    return
+  backends.need_slurm()
+  _begun(plan)
+  job = backends.submit(command)
+  print(
+    f"job {job}: {_SLOTS.value or 1} node(s) run cells; look with squeue --me "
+    f"and python -m poison_jax.study status --workdir={plan.workdir}"
+  )
+
+
+def _prepare_stores(found: tuple[State, ...], stop: StopSignals) -> None:
+  """Writes the token stores that are missing, one dispatcher each."""
+  from poison_jax.training import run as run_lib
+
+  wanted = {
+    state.cell.config.corpus.store: state.cell.config
+    for state in found
+    if state.kind is not Kind.DONE
+  }
+  waited = False
+  while wanted:
+    store, config = next(iter(wanted.items()))
+    try:
+      run_lib.prepare_missing_store(config, stop)
+      del wanted[store]
+    except UserError as error:
+      if "another process is writing" not in str(error):
+        raise
+      if not waited:
+        print(f"waiting: {error}", flush=True)
+      waited = True
+      for _ in range(_STORE_LOOKED_EVERY):
+        if stop.received is not None:
+          raise Stopped(f"stopped by {stop.name} before a cell ran") from None
+        time.sleep(1)
 
 
 def _logs(plan: Plan) -> str:
@@ -161,11 +250,13 @@ def _status() -> None:
   plan = plan_lib.read(_workdir())
   found = states.read_states(plan, Claims(plan.workdir))
   running = sum(state.kind is Kind.RUNNING for state in found)
-  left = live.seconds_left(found, slots=max(1, running))
+  left = time_left(found, slots=max(1, running))
   console = Console(highlight=False)
-  console.width = max(console.width, _WIDTH)
+  if not console.is_terminal:
+    console.width = max(console.width, _WIDTH)
   console.print(live.table(found, rows=None))
-  console.print(Text(live.summary(found, left=left)), soft_wrap=True)
+  for line in (live.summary(found, left=left), *live.notes(found)):
+    console.print(Text(line), soft_wrap=True)
 
 
 def _workdir() -> str:

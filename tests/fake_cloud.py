@@ -279,12 +279,13 @@ def _queued_resource(
     print(state)
   else:
     file.write_text("DELETING")
-    _kill_jobs(root)
-    shutil.rmtree(root / "hosts")
+    _kill_jobs(root, f"{name}-*")
+    for host in (root / "hosts").glob(f"{name}-*"):
+      shutil.rmtree(host)
 
 
-def _kill_jobs(root: pathlib.Path) -> None:
-  for pid in root.glob("hosts/*/poison_jax/jobs/*/pid"):
+def _kill_jobs(root: pathlib.Path, hosts: str = "*") -> None:
+  for pid in root.glob(f"hosts/{hosts}/poison_jax/jobs/*/pid"):
     with contextlib.suppress(ProcessLookupError):
       os.killpg(int(pid.read_text()), signal.SIGKILL)
 

@@ -14,7 +14,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from poison_jax.data.folder import Folder
 from poison_jax.training import lock
@@ -67,24 +67,27 @@ class Claims:
     self._token = uuid.uuid4().hex
     self._held: dict[str, int] = {}
     self._renewed = 0.0
+    # Claims that were given back stay so, and aren't read again.
+    self._released: set[tuple[str, int]] = set()
 
   def owners(self) -> dict[str, Owner]:
     """Returns who holds each cell that somebody holds, by hash."""
     found = {}
-    for cell, number in self._newest(self._folder.names(_FOLDER)).items():
-      owner = self._read(cell, number)
-      if owner is not None and owner.lives(self._now()):
+    for cell, number in self._newest().items():
+      owner = self._living(cell, number)
+      if owner is not None:
         found[cell] = owner
     return found
 
   def take(self, cell: str) -> bool:
-    """Claims a cell, by hash; says whether it is ours now."""
-    numbers = self._newest(self._names(cell))
-    number = numbers.get(cell, 0)
-    if number:
-      owner = self._read(cell, number)
-      if owner is not None and owner.lives(self._now()):
-        return False
+    """Claims a cell, by hash; says whether it is ours now.
+
+    What was read of the cell before may have changed meanwhile: another
+    dispatcher may have run it to its end, and given it back.
+    """
+    number = self._newest().get(cell, 0)
+    if number and self._living(cell, number) is not None:
+      return False
     number += 1
     if not self._folder.create(self._name(cell, number), self._content()):
       # Another's, or our own, of which a bucket's answer was lost.
@@ -100,38 +103,46 @@ class Claims:
     A cell is lost where we have been silent for so long that another
     dispatcher has taken it over.
     """
-    if self._now() - self._renewed < RENEWED_EVERY:
+    if not self._held or self._now() - self._renewed < RENEWED_EVERY:
       return []
-    lost = [cell for cell in self._held if not self._is_ours(cell)]
-    for cell in lost:
+    newest = self._newest()
+    held = dict(self._held)
+    lost = [cell for cell, n in held.items() if newest.get(cell, n) > n]
+    for cell, number in held.items():
+      if cell not in lost:
+        self._folder.write(self._name(cell, number), self._content())
+    for cell in lost:  # Last: a write that fails must not hide them.
       del self._held[cell]
-    for cell, number in self._held.items():
-      self._folder.write(self._name(cell, number), self._content())
     self._renewed = self._now()
     return lost
 
+  def holds(self, cell: str) -> bool:
+    """Says whether a cell is ours still."""
+    number = self._held.get(cell)
+    return number is not None and self._newest().get(cell, number) == number
+
   def release(self, cell: str) -> None:
-    """Gives a cell of ours back."""
+    """Gives a cell of ours back; one that we have lost stays another's."""
     number = self._held.pop(cell)
-    if number == self._newest(self._names(cell)).get(cell):
-      name = self._name(cell, number)
-      self._folder.write(name, self._content(released=True))
+    # Its own file: of one that was lost, another dispatcher's is newer.
+    self._folder.write(self._name(cell, number), self._content(released=True))
 
-  def _is_ours(self, cell: str) -> bool:
-    return self._newest(self._names(cell)).get(cell) == self._held[cell]
-
-  def _names(self, cell: str) -> list[str]:
-    names = self._folder.names(_FOLDER)
-    return [name for name in names if name.startswith(f"{_FOLDER}/{cell}.")]
-
-  @staticmethod
-  def _newest(names: Iterable[str]) -> dict[str, int]:
+  def _newest(self) -> dict[str, int]:
     newest: dict[str, int] = {}
-    for name in names:
+    for name in self._folder.names(_FOLDER):
       cell, _, number = name.removeprefix(f"{_FOLDER}/").rpartition(".")
       if cell and number.isdecimal() and not cell.startswith("."):
         newest[cell] = max(newest.get(cell, 0), int(number))
     return newest
+
+  def _living(self, cell: str, number: int) -> Owner | None:
+    """Returns who holds a claim that still counts."""
+    if (cell, number) in self._released:
+      return None
+    owner = self._read(cell, number)
+    if owner is not None and owner.released:
+      self._released.add((cell, number))
+    return owner if owner is not None and owner.lives(self._now()) else None
 
   @staticmethod
   def _name(cell: str, number: int) -> str:
@@ -151,6 +162,9 @@ class Claims:
   def _read(self, cell: str, number: int) -> Owner | None:
     content = self._folder.read(self._name(cell, number))
     try:
-      return Owner(**json.loads(content or b"null"))
+      owner = Owner(**json.loads(content or b"null"))
+      return dataclasses.replace(
+        owner, pid=int(owner.pid), time=float(owner.time)
+      )
     except (ValueError, TypeError):
       return None  # Damaged: nobody's.

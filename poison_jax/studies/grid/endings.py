@@ -24,8 +24,8 @@ class Ending:
     result: DONE, STOPPED (saved: goes on when started again) or FAILED.
     code: the exit code; below 0 the signal that killed it.
     message: why, a line; "" where it is done.
-    code_versions: of all attempts, the newest last.
-    seconds: that the attempt took, start to end.
+    code_versions: of all attempts that trained, the newest last.
+    seconds: that all attempts took, start to end.
     ended: epoch seconds.
     host: where it ran.
   """

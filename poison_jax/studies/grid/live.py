@@ -10,10 +10,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from poison_jax.studies.grid.remaining import Left, time_left
 from poison_jax.studies.grid.states import Kind, State
 from poison_jax.training.clock import in_words
 
 _BARS = "▁▂▃▄▅▆▇█"
+_EVALUATIONS = 12  # Bars at most: the newest ones.
 _FULL = 8.0  # Nats at which a sparkline's bar is full.
 _PLAIN_EVERY = 30.0  # Seconds between lines where there is no terminal.
 _COLOUR = {
@@ -34,39 +36,54 @@ def sparkline(increases: Sequence[float]) -> str:
 
 
 def table(states: Sequence[State], *, rows: int | None) -> Table:
-  """Returns the cells and how they stand.
+  """Returns the cells and how they stand; it fits 80 columns.
 
   Args:
     states: of all cells.
     rows: at most so many cells, the running ones first; None for all.
   """
-  made = Table(box=box.SIMPLE_HEAD)
-  for name in ("cell", "run", "state", "done", "increase, nats", "last"):
-    made.add_column(name)
+  made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+  made.add_column("cell", overflow="fold" if rows is None else "ellipsis")
+  for name in ("run", "state", "done", "increase", "nats"):
+    made.add_column(name, no_wrap=True)
   shown = list(states)
   if rows is not None and len(shown) > rows:
     order = [Kind.RUNNING, Kind.FAILED, Kind.PREEMPTED, Kind.DONE, Kind.MISSING]
     ranked = sorted(shown, key=lambda state: order.index(state.kind))[:rows]
-    shown = [state for state in shown if state in ranked]
+    kept = {state.cell.hash for state in ranked}
+    shown = [state for state in shown if state.cell.hash in kept]
   for state in shown:
-    last = f"{state.increases[-1]:+.2f}" if state.increases else ""
     made.add_row(
-      Text(state.cell.label),
+      Text(state.cell.label, no_wrap=rows is not None),
       state.cell.hash[:8],
       Text(state.kind.value, style=_COLOUR[state.kind]),
       f"{state.share:.0%}",
-      sparkline(state.increases),
-      Text(last + (f"  {state.why}" if state.kind is Kind.FAILED else "")),
+      sparkline(state.increases[-_EVALUATIONS:]),
+      f"{state.increases[-1]:+.2f}" if state.increases else "",
     )
   return made
 
 
-def summary(states: Sequence[State], *, left: float | None = None) -> str:
+def notes(states: Sequence[State]) -> list[str]:
+  """Returns who runs what, and a line a failed cell that says why."""
+  owners: dict[str, list[str]] = {}
+  for state in states:
+    if state.kind is Kind.RUNNING:
+      owners.setdefault(str(state.owner), []).append(state.cell.hash[:8])
+  lines = [f"{owner} runs {', '.join(runs)}" for owner, runs in owners.items()]
+  return lines + [
+    f"{state.cell.hash[:8]} failed: {state.why}"
+    for state in states
+    if state.kind is Kind.FAILED
+  ]
+
+
+def summary(states: Sequence[State], *, left: Left | None = None) -> str:
   """Returns counts and FLOPs in one line.
 
   Args:
     states: of all cells.
-    left: seconds, where they are known.
+    left: the time, where it is known.
   """
   counts = [
     f"{n} {kind.value}"
@@ -79,29 +96,10 @@ def summary(states: Sequence[State], *, left: float | None = None) -> str:
     f"{len(states)} cells: {', '.join(counts)}; {spent:.3g} of {whole:.3g} "
     f"FLOPs spent ({spent / whole:.0%})"
   )
-  return line if left is None else f"{line}; about {in_words(left)} left"
-
-
-def seconds_left(states: Sequence[State], *, slots: int) -> float | None:
-  """Returns a guess from the cells that are done; None before the first.
-
-  From FLOPs, so it is only as good as they are: small cells take longer than
-  their share, by starting, compiling and evaluating.
-  """
-  timed = [
-    (state.cell.flops, state.ending.seconds)
-    for state in states
-    if state.kind is Kind.DONE and state.ending is not None
-  ]
-  if not timed:
-    return None
-  a_flop = sum(s for _, s in timed) / sum(flops for flops, _ in timed)
-  left = sum(
-    state.cell.flops - state.flops
-    for state in states
-    if state.kind is not Kind.FAILED
-  )
-  return left * a_flop / slots
+  if left is None or left.seconds == 0:
+    return line
+  about = "more than" if left.at_least else "about"
+  return f"{line}; {about} {in_words(left.seconds)} left"
 
 
 class Live:
@@ -128,7 +126,9 @@ class Live:
 
   def show(self, states: Sequence[State], last: bool) -> None:
     """Shows the states; `last` ends the showing."""
-    left = None if last else seconds_left(states, slots=self._slots)
+    running = sum(state.kind is Kind.RUNNING for state in states)
+    slots = max(self._slots, running)  # Other dispatchers' are among them.
+    left = None if last else time_left(states, slots=slots)
     line = summary(states, left=left)
     if self._live is not None and not last:
       rows = max(3, self._console.height - 8)
@@ -149,12 +149,10 @@ class Live:
       self._last[state.cell.hash] = state.kind
       if state.kind is before:
         continue
-      why = f": {state.why}" if state.kind is Kind.FAILED else ""
-      bars = sparkline(state.increases)
-      self._console.print(
-        Text(
-          f"{state.cell.label} ({state.cell.hash[:8]}): "
-          f"{state.kind.value}{why} {bars}"
-        ),
-        soft_wrap=True,
-      )
+      told = [state.kind.value]
+      if state.kind in (Kind.FAILED, Kind.PREEMPTED) and state.ending:
+        told = [f"{state.kind.value}: {state.ending.message}"]
+      if state.kind is not Kind.RUNNING and state.increases:
+        told.append(sparkline(state.increases))
+      line = f"{state.cell.label} ({state.cell.hash[:8]}): {' '.join(told)}"
+      self._console.print(Text(line), soft_wrap=True)

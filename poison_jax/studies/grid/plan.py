@@ -102,14 +102,15 @@ def read(workdir: str) -> Plan:
     found = json.loads(content)
     if found["format"] != FORMAT:
       raise UserError(
-        f"{workdir}/{FILE} has format {found['format']}; this code reads "
-        f"{FORMAT}"
+        f"it has format {found['format']}; this code reads {FORMAT}"
       )
     cells = tuple(_cell(entry) for entry in found["cells"])
     stated = {name: found[name] for name in _STATED}
     return Plan(workdir=workdir, cells=cells, **stated)
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(f"{workdir}/{FILE} is damaged: {error!r}") from error
+  except UserError as error:  # Of a field that this code has not, or lacks.
+    raise UserError(f"{workdir}/{FILE}: {error}") from None
 
 
 def write_config(plan: Plan, cell: Cell) -> None:

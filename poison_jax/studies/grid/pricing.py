@@ -12,7 +12,14 @@ from poison_jax.studies.grid.study import Cell
 from poison_jax.training.topology import Topology
 
 # Axes along which the cells of one configuration lie.
-_REPLICATES = ("seed", "seeds.documents", "seeds.positions", "seeds.init")
+_REPLICATES = (
+  "seed",
+  "seeds.documents",
+  "seeds.positions",
+  "seeds.init",
+  "seeds.order",
+  "seeds.sampling",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@
 import dataclasses
 import importlib.util
 import os
+import re
 from collections.abc import Callable
 
 from ml_collections import config_dict
@@ -17,6 +18,7 @@ from poison_jax.errors import UserError
 from poison_jax.model import counts
 from poison_jax.poison import schedules
 from poison_jax.studies.grid.axes import Grid, Settings, words
+from poison_jax.training.topology import parse_topology
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +121,30 @@ def load(argument: str) -> Study:
     raise UserError(
       f"{path}: get_study() must return a Study, not a {type(found).__name__}"
     )
+  try:
+    _check(found)
+  except UserError as error:
+    raise UserError(f"{path}: {error}") from None
   return found
+
+
+def _check(study: Study) -> None:
+  """Raises UserError where a study states what can't be."""
+  if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", study.name):
+    raise UserError(
+      f"the study's name is {study.name!r}; it must be of small letters, "
+      "digits and hyphens, at most 40, like tiny-2"
+    )
+  for name, value, legal in (
+    ("margin", study.margin, study.margin > 0),
+    ("mfu", study.mfu, 0 < study.mfu <= 1),
+  ):
+    if not legal:
+      raise UserError(
+        f"the study's {name} is {value}; it must be more than 0"
+        + (" and at most 1" if name == "mfu" else "")
+      )
+  parse_topology(study.topology)
 
 
 def make_cells(study: Study) -> tuple[Cell, ...]:
@@ -146,7 +171,7 @@ def _make_cell(study: Study, settings: Settings) -> Cell:
   given = {**study.fixed, **settings}
   arguments = {k: v for k, v in given.items() if "." not in k}
   try:
-    tree = study.base(",".join(f"{k}={v}" for k, v in arguments.items()))
+    tree = _base(study, ",".join(f"{k}={v}" for k, v in arguments.items()))
     for field, value in given.items():
       if "." in field:
         _set(tree, field, value)
@@ -160,6 +185,17 @@ def _make_cell(study: Study, settings: Settings) -> Cell:
   except UserError as error:
     raise UserError(f"cell {words(settings)}: {error}") from None
   return Cell(config_lib.config_hash(config), dict(settings), config)
+
+
+def _base(study: Study, arguments: str) -> config_dict.ConfigDict:
+  """Returns the base config; one that fails is the user's mistake."""
+  try:
+    return study.base(arguments)
+  except UserError:
+    raise
+  except Exception as error:
+    reason = user_module.reason_and_place(error)
+    raise UserError(f"the study's base config failed: {reason}") from error
 
 
 def _set(tree: config_dict.ConfigDict, field: str, value) -> None:
