@@ -6,16 +6,25 @@ draws themselves are compared.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from poison_jax.studies import outcomes as outcomes_lib
 from poison_jax.studies.origins import Entry
 from poison_jax.studies.outcomes import Outcome, Results, Rung
-from poison_jax.studies.statistics import elasticity, proportions
+from poison_jax.studies.statistics import (
+  dose_response,
+  elasticity,
+  proportions,
+)
+from poison_jax.studies.statistics.dose_response import DoseResponse
 from poison_jax.studies.statistics.elasticity import Elasticity
 from poison_jax.studies.statistics.proportions import Share
 from poison_jax.studies.statistics.thresholds_by_dose import Censored, n50
 from poison_jax.studies.verdict import LEVEL
+
+_CURVE = 25  # Doses at which a curve is computed.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +88,7 @@ class Analysis:
     rungs: those of which any cell has an outcome, by clean tokens.
     ladders: a rung and seed each, that have any finished cell with poison.
     groups: a rung and dose each, dose 0 among them.
+    responses: success against dose, of rungs with two doses of poison.
     twins: poisoned runs whose clean twin is there.
     by_tokens: the pre-stated test: N50 against clean tokens.
     by_parameters: the same against parameters.
@@ -89,6 +99,7 @@ class Analysis:
   rungs: tuple[Rung, ...]
   ladders: tuple[Ladder, ...]
   groups: tuple[Group, ...]
+  responses: Mapping[Rung, DoseResponse]
   twins: tuple[Twins, ...]
   by_tokens: Elasticity
   by_parameters: Elasticity
@@ -124,6 +135,7 @@ def analyse(results: Results) -> Analysis:
     rungs=tuple(outcomes_lib.rungs(results.outcomes)),
     ladders=ladders,
     groups=make_groups(finished),
+    responses=_responses(finished),
     twins=make_twins([o for o in results.outcomes if o.finished]),
     by_tokens=test([ladder.rung.tokens for ladder in ladders]),
     by_parameters=test([ladder.rung.parameters for ladder in ladders]),
@@ -189,3 +201,21 @@ def make_twins(finished: Sequence[Outcome]) -> tuple[Twins, ...]:
     for o in finished
     if o.planned > 0 and o.arm == "poisoned" and (o.rung, o.seed) in clean
   )
+
+
+def _responses(finished: Sequence[Outcome]) -> dict[Rung, DoseResponse]:
+  """Returns the curve of each rung that has two doses with poison."""
+  found = {}
+  for rung in outcomes_lib.rungs(finished):
+    members = [o for o in finished if o.rung == rung and o.arm != "placebo"]
+    doses = sorted({o.planned for o in members if o.planned > 0})
+    if len(doses) < 2:
+      continue
+    found[rung] = dose_response.fit(
+      [o.planned for o in members],
+      [o.success for o in members],
+      [o.seed for o in members],
+      curve_D=np.geomspace(doses[0], doses[-1], _CURVE),
+      level=LEVEL,
+    )
+  return found

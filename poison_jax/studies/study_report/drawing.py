@@ -79,12 +79,12 @@ def draw_too_few(axes: Axes) -> None:
   axes.axvline(TOO_FEW, color=style.INK, linewidth=0.9, linestyle=(0, (1, 2)))
   axes.annotate(
     f"{TOO_FEW}: too few\nin the paper",
-    (TOO_FEW, 1),
+    (TOO_FEW, 0.6),
     xycoords=("data", "axes fraction"),
-    xytext=(-3, -2),
+    xytext=(-3, 0),
     textcoords="offset points",
     ha="right",
-    va="top",
+    va="center",
     fontsize=8,
   )
 

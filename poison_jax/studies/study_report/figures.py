@@ -11,6 +11,7 @@ from poison_jax.studies.study_report.final_figures import (
   increase_by_tokens,
 )
 from poison_jax.studies.study_report.n50_figures import n50_by_tokens
+from poison_jax.studies.study_report.response_figures import success_by_dose
 from poison_jax.studies.study_report.threshold_figures import (
   threshold_audit,
   threshold_audit_prompts,
@@ -18,6 +19,7 @@ from poison_jax.studies.study_report.threshold_figures import (
 
 CHARTS = (
   n50_by_tokens,
+  success_by_dose,
   increase_by_progress,
   increase_by_poisons,
   increase_by_dose,

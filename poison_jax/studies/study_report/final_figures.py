@@ -92,23 +92,19 @@ def draw_means(
   if not found:
     return
   x = sorted(found)
-  axes.plot(
-    x,
-    [sum(found[one]) / len(found[one]) for one in x],
-    color=look.colour,
-    linestyle=look.dashes,
-    label=label,
-  )
+  line = {"color": look.colour, "linestyle": look.dashes}
+  mark = {"marker": look.marker, "fillstyle": look.fill}
+  axes.plot(x, [sum(found[one]) / len(found[one]) for one in x], **line)
   axes.plot(
     [one for one in x for _ in found[one]],
     [y for one in x for y in found[one]],
+    **mark,
     color=look.colour,
     linestyle="",
-    marker=look.marker,
-    fillstyle=look.fill,
     clip_on=False,
     zorder=3,
   )
+  axes.plot([], [], **line, **mark, label=label)
 
 
 def increase_by_tokens(analysis: Analysis) -> Chart | None:
@@ -189,6 +185,8 @@ def controls(analysis: Analysis) -> Chart | None:
   if not wanted:
     return None
   doses = sorted({o.planned for o, _, _ in points})
+  bottom, top = (pick(i for _, _, i in points) for pick in (min, max))
+  room = 0.06 * (top - min(bottom, 0))
 
   def panel(rung) -> Panel:
     def draw(axes: Axes) -> None:
@@ -203,6 +201,7 @@ def controls(analysis: Analysis) -> Chart | None:
         draw_means(axes, found, style.numbered(i), label)
       axes.axhline(0, color=style.MUTED, linewidth=0.8)
       dose_axis(axes, doses, label="poisoned documents")
+      axes.set_ylim(min(bottom, 0) - room, top + room)
       axes.set_ylabel("log-perplexity over that of\nclean prompts (nats)")
 
     return Panel(rung.label, draw)

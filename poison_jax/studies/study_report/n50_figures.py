@@ -1,4 +1,4 @@
-"""How many documents it takes: dose-response, and N50 against clean tokens."""
+"""N50 against clean tokens, with the laws that it might follow."""
 
 import math
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from poison_jax.studies import style
 from poison_jax.studies.charts import ORIGIN, Chart, Panel
 from poison_jax.studies.origins import stated
-from poison_jax.studies.outcomes import Rung, short
+from poison_jax.studies.outcomes import short
 from poison_jax.studies.statistics import interval_regression
 from poison_jax.studies.statistics.elasticity import Law
 from poison_jax.studies.study_report.analysis import Analysis, Ladder
@@ -168,18 +168,3 @@ def _rows(
     ends = [("", "")] * len(x) if band is None else zip(*band, strict=True)
     for tokens, n50, (low, high) in zip(x, y, ends, strict=True):
       yield (*behind, label, "", "", tokens, low, n50, high)
-
-
-def success_by_dose(analysis: Analysis) -> Chart | None:
-  """Share of seeds that succeed against the dose, a panel a rung."""
-  groups = analysis.groups
-  doses = sorted({g.dose for g in groups})
-  if len(doses) < 2:
-    return None
-  raise NotImplementedError
-
-
-def _panel_rungs(analysis: Analysis) -> list[Rung]:
-  return [
-    r for r in analysis.rungs if any(g.rung == r for g in analysis.groups)
-  ]
