@@ -174,23 +174,17 @@ def _peak(runs: _Runs) -> _Peak:
       runs.success_C,
       centre=runs.centre,
       intercept=parameters[0],
-      slope=parameters[1],
+      slope=parameters[1] ** 2,
     )
 
   found = min(
     (
-      scipy.optimize.minimize(
-        negative,
-        (0.0, slope),
-        method="L-BFGS-B",
-        bounds=((-_LOGIT_REACH, _LOGIT_REACH), (0, _STEEPEST)),
-        options={"ftol": 1e-13, "gtol": 1e-8},
-      )
-      for slope in (0.5, 3.0)
+      scipy.optimize.minimize(negative, (0.0, root), method="BFGS")
+      for root in (0.7, 1.7)
     ),
     key=lambda result: result.fun,
   )
-  return _Peak(float(found.x[0]), float(found.x[1]), -float(found.fun))
+  return _Peak(float(found.x[0]), float(found.x[1] ** 2), -float(found.fun))
 
 
 def _profile(runs: _Runs, centre: float, logit: float) -> float:

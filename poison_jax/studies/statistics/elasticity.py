@@ -65,6 +65,8 @@ class LawFit:
 
   Attributes:
     law: which.
+    constant: the law's free constant, in nats of N50.
+    exponent: of the amount; None for log log, which has none.
     objective: penalised log-likelihood at its maximum. Differences between
       laws are log-likelihood ratios: all are penalised alike.
     aic_difference: Akaike's criterion less that of the best law; 0 is best.
@@ -73,9 +75,18 @@ class LawFit:
   """
 
   law: Law
+  constant: float
+  exponent: float | None
   objective: float
   aic_difference: float
   p_value: float | None
+
+  def n50(self, amount_G) -> np.ndarray:
+    """Returns the N50s that the law gives, in documents, at amounts above e."""
+    log_amount_G = np.log(np.asarray(amount_G, float))
+    if self.exponent is None:
+      return np.exp(self.constant) * np.log(log_amount_G)
+    return np.exp(self.constant + self.exponent * log_amount_G)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,30 +319,35 @@ def _reason(verdict, tests, interval, equivalence, margin) -> str:
 
 def _laws(line: interval_regression.Fit, tests: PValues) -> dict[Law, LawFit]:
   log_amount_N = line.x_NP[:, 0]
-  offsets = {Law.COUNT: 0 * log_amount_N, Law.SHARE: log_amount_N}
-  if log_amount_N.min() > 1:
-    offsets[Law.LOG_LOG] = np.log(np.log(log_amount_N))
-  ones_NK = np.ones((len(log_amount_N), 1))
-  objectives = {
-    law: float(
-      _maximise(
-        line.low_N[None], line.high_N[None], ones_NK, offset_N
-      ).objective_B[0]
-    )
-    for law, offset_N in offsets.items()
+  # Of each law: exponent, what is known of log N50, p-value.
+  known = {
+    Law.COUNT: (0.0, 0 * log_amount_N, tests.zero_B[0]),
+    Law.SHARE: (1.0, log_amount_N, tests.one_B[0]),
   }
-  objectives[Law.FREE] = line.objective
-  parameters = {law: 3 if law is Law.FREE else 2 for law in objectives}
-  aic = {law: 2 * (parameters[law] - objectives[law]) for law in objectives}
-  against_free = {Law.COUNT: tests.zero_B[0], Law.SHARE: tests.one_B[0]}
-  return {
-    law: LawFit(
-      law=law,
-      objective=objectives[law],
-      aic_difference=aic[law] - min(aic.values()),
-      p_value=float(against_free[law]) if law in against_free else None,
+  if log_amount_N.min() > 1:
+    known[Law.LOG_LOG] = (None, np.log(np.log(log_amount_N)), None)
+  ones_NK = np.ones((len(log_amount_N), 1))
+  slope = float(line.slopes_P[0])
+  fits = [LawFit(Law.FREE, line.intercept, slope, line.objective, 0.0, None)]
+  for law, (exponent, offset_N, p_value) in known.items():
+    found = _maximise(line.low_N[None], line.high_N[None], ones_NK, offset_N)
+    fits.append(
+      LawFit(
+        law=law,
+        constant=float(found.coefficients_BK[0, 0]),
+        exponent=exponent,
+        objective=float(found.objective_B[0]),
+        aic_difference=0.0,
+        p_value=None if p_value is None else float(p_value),
+      )
     )
-    for law in objectives
+  aic = {
+    f.law: 2 * (3 if f.law is Law.FREE else 2) - 2 * f.objective for f in fits
+  }
+  best = min(aic.values())
+  return {
+    f.law: dataclasses.replace(f, aic_difference=aic[f.law] - best)
+    for f in fits
   }
 
 
