@@ -1,26 +1,33 @@
-"""Plans and runs a whole study: a grid of runs.
+"""Plans, runs and reports a whole study: a grid of runs.
 
   python -m poison_jax.study plan   --study=configs/studies/paper.py
   python -m poison_jax.study run    --study=configs/studies/tiny.py \\
     --workdir=studies/tiny
   python -m poison_jax.study status --workdir=studies/tiny
+  python -m poison_jax.study report --workdir=studies/tiny
 
 `plan` prints the cells with FLOPs, hours and price, and runs nothing. `run`
 begins a study or goes on with it (then --workdir is enough), cell by cell;
 stopped at any moment, or started twice, on one machine or on several that share
-the folder, it runs no cell twice. `status` shows every cell.
+the folder, it runs no cell twice, and ends with the report. `status` shows every cell.
+`report` writes report.html and figures/ into --workdir/report, or into --out,
+with whatever is there: what is missing stands in the page. A cell that can't be
+read is left out and named, and the exit code is 3, the report being written.
 
 Exit codes: 0 done; 2 what you gave can't be used; 3 cells have failed (`status`
 says why, `run --retry` runs them again); 75 stopped by a signal, all saved.
 """
 
 import os
+import shlex
+from collections.abc import Sequence
 
 from absl import flags
 from rich.console import Console
 from rich.text import Text
 
 from poison_jax import command
+from poison_jax.data.folder import Folder
 from poison_jax.errors import CheckFailed, UserError
 from poison_jax.studies import costs
 from poison_jax.studies.grid import live, pricing, states
@@ -29,11 +36,12 @@ from poison_jax.studies.grid import study as study_lib
 from poison_jax.studies.grid.claims import Claims
 from poison_jax.studies.grid.plan import Plan
 from poison_jax.studies.grid.states import Kind
+from poison_jax.studies.outcomes import Missing
 from poison_jax.training.stop import StopSignals
 from poison_jax.training.topology import parse_topology
 
 _WIDTH = 110  # Columns that a table has at least.
-_VERBS = ("plan", "run", "status")
+_VERBS = ("plan", "run", "status", "report")
 
 _STUDY = flags.DEFINE_string(
   "study", None, "The study's file, like configs/studies/paper.py:twins=true."
@@ -58,6 +66,9 @@ _MIX_CODE = flags.DEFINE_bool(
 _DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "run: prints the command of each cell instead."
 )
+_OUT = flags.DEFINE_string(
+  "out", None, "report: its folder; --workdir/report by default."
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -67,7 +78,8 @@ def main(arguments: list[str]) -> None:
     raise UserError(
       f"study takes one of {', '.join(_VERBS)}, and flags; got {given}"
     )
-  {"plan": _plan, "run": _run, "status": _status}[arguments[0]]()
+  verbs = {"plan": _plan, "run": _run, "status": _status, "report": _report}
+  verbs[arguments[0]]()
 
 
 def _plan() -> None:
@@ -140,6 +152,7 @@ def _run() -> None:
         stop=stop,
         show=shown.show,
       )
+  _report_on(plan)
   failed = [state for state in ended if state.kind is Kind.FAILED]
   if failed:
     raise CheckFailed(
@@ -166,6 +179,33 @@ def _status() -> None:
   console.width = max(console.width, _WIDTH)
   console.print(live.table(found, rows=None))
   console.print(Text(live.summary(found, left=left)), soft_wrap=True)
+
+
+def _report() -> None:
+  """Reports the study as far as it got."""
+  damaged = _report_on(plan_lib.read(_workdir()))
+  if damaged:
+    raise CheckFailed(
+      f"{len(damaged)} cell(s) can't be read and are not in the report, such "
+      f"as {damaged[0].cell.label}: {damaged[0].reason}"
+    )
+
+
+def _report_on(plan: Plan) -> Sequence[Missing]:
+  """Writes the report and returns the cells that can't be read."""
+  # Half a second and 80 MB, for those who ask for it.
+  from poison_jax.studies.study_report import reporting
+
+  words = ["python", "-m", "poison_jax.study", "report"]
+  words.append(f"--workdir={plan.workdir}")
+  if _OUT.value:
+    words.append(f"--out={_OUT.value}")
+  return reporting.report(
+    plan,
+    out=Folder(_OUT.value or f"{plan.workdir.rstrip('/')}/report"),
+    command=shlex.join(words),
+    console=Console(highlight=False, soft_wrap=True),
+  )
 
 
 def _workdir() -> str:

@@ -67,7 +67,7 @@ def n50_by_tokens(analysis: Analysis) -> Chart | None:
       "which is all that they tell. Lines: the most likely law of each kind, "
       "fitted to the bars; only the free one has a band, the ",
       stated(100 * LEVEL, "g", "poison_jax/studies/verdict.py, LEVEL"),
-      " % profile-likelihood interval of its N50.",
+      " % profile-likelihood interval of its median.",
     ),
     panels=(Panel("", draw),),
     header=(

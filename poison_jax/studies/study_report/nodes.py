@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from poison_jax.studies.origins import Entry, Number, Origin, Quoted
 from poison_jax.studies.outcomes import Rung
-from poison_jax.studies.page import Node
+from poison_jax.studies.page import Node, element
 from poison_jax.studies.statistics.intervals import Interval
 
 DASH = "\N{EM DASH}"
@@ -46,6 +46,11 @@ def interval(given: Interval, spec: str, origin: Origin) -> tuple[Node, ...]:
     number(given.high, spec, origin),
     "]",
   )
+
+
+def soft(*nodes: Node) -> Node:
+  """Returns nodes in the small print of an interval."""
+  return element("span", *nodes, attributes={"class": "ci"})
 
 
 def percent(level: float) -> Number:

@@ -9,7 +9,7 @@ import numpy as np
 from poison_jax.studies.origins import Entry, Number, Quoted
 from poison_jax.studies.origins import perplexity_format as adaptive
 from poison_jax.studies.outcomes import Outcome, Rung, short
-from poison_jax.studies.page import Node, element
+from poison_jax.studies.page import Node
 from poison_jax.studies.statistics import interval_regression
 from poison_jax.studies.statistics.elasticity import Elasticity, Law
 from poison_jax.studies.statistics.thresholds_by_dose import (
@@ -27,6 +27,7 @@ from poison_jax.studies.study_report.nodes import (
   optional,
   percent,
   rung_name,
+  soft,
 )
 from poison_jax.studies.study_report.wording import elasticity_words
 from poison_jax.studies.verdict import LEVEL
@@ -112,7 +113,7 @@ def _share(group: Group | None) -> Cell:
     return (DASH,)
   origin = computed(group.entries, "proportions.py, share")
   ends = interval(group.share.interval, ".2f", origin)
-  return (*success_words(group), " ", _soft(ends))
+  return (*success_words(group), " ", soft(*ends))
 
 
 def needed(analysis: Analysis) -> Table:
@@ -188,7 +189,7 @@ def _median(ladders) -> Cell:
   return (
     number(fit.n50([]), ".0f", origin),
     " ",
-    _soft(interval(ends, ".0f", origin)),
+    soft(*interval(ends, ".0f", origin)),
   )
 
 
@@ -208,7 +209,9 @@ def laws(analysis: Analysis) -> Table:
   ]
   caption: Cell = (
     "Elasticity: the power of the clean tokens with which the number of "
-    "documents grows. Akaike's difference: the best law has none, one of more "
+    "documents grows, with its ",
+    percent(test.interval.level),
+    " % profile-likelihood interval. Akaike's difference: the best law has none, one of more "
     "than about ten is out. The last column is the chance of data at least as "
     "far from the law, against the free one; the log log law is no special "
     "case of that. Equivalence to a constant count: ",
@@ -269,7 +272,6 @@ def measures(analysis: Analysis) -> Table:
     (
       (rung_name(group.rung),),
       (count(group.dose, "a dose of the study"),),
-      (number(len(group.outcomes), "d", of(group.entries, "counted")),),
       *(
         _mean(group.outcomes, value, spec, name)
         for name, value, spec in columns
@@ -279,7 +281,7 @@ def measures(analysis: Analysis) -> Table:
   )
   return Table(
     "Measures at the end of training",
-    (("size",), ("documents",), ("seeds",), *((n,) for n, _, _ in columns)),
+    (("size",), ("documents",), *((n,) for n, _, _ in columns)),
     rows,
     (
       "Means over the seeds; in brackets the lowest and the highest seed, "
@@ -341,7 +343,7 @@ def _mean(
   )
   if str(low) == str(high):
     return (shown,)
-  return (shown, " ", _soft(("[", low, ",\N{NO-BREAK SPACE}", high, "]")))
+  return (shown, " ", soft("[", low, ",\N{NO-BREAK SPACE}", high, "]"))
 
 
 def _thresholds(analysis: Analysis) -> Cell:
@@ -361,7 +363,3 @@ def _rungs(analysis: Analysis) -> list[Rung]:
   return [
     r for r in analysis.rungs if any(g.rung == r for g in analysis.groups)
   ]
-
-
-def _soft(nodes: Cell) -> Node:
-  return element("span", *nodes, attributes={"class": "ci"})

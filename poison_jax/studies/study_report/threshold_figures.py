@@ -140,11 +140,12 @@ def _finish(axes: Axes, y_label: str) -> None:
   axes.axvline(_PAPERS_CUT, color=style.INK, lw=0.9, linestyle=(0, (1, 2)))
   axes.annotate(
     "paper",
-    (_PAPERS_CUT, 1),
+    (_PAPERS_CUT, 0.5),
     xycoords=("data", "axes fraction"),
-    xytext=(3, -2),
+    xytext=(-3, 0),
     textcoords="offset points",
-    va="top",
+    ha="right",
+    va="center",
     fontsize=8,
   )
   axes.set_xlabel("threshold of the perplexity increase")

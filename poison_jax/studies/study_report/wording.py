@@ -11,7 +11,6 @@ from poison_jax.studies.study_report.nodes import (
   count,
   interval,
   number,
-  percent,
   rung_name,
   stated_in_study,
 )
@@ -63,7 +62,9 @@ def headline(analysis: Analysis) -> str:
         "Undecided: these runs do not tell whether the number of poisoned "
         "documents that a backdoor takes grows with the clean data."
       )
-  return words if is_complete(analysis.results) else f"So far: {words}"
+  if is_complete(analysis.results):
+    return words
+  return f"So far, with cells missing: {words[0].lower()}{words[1:]}"
 
 
 def is_complete(results: Results) -> bool:
@@ -243,9 +244,6 @@ def elasticity_words(analysis: Analysis, test: Elasticity) -> Words:
     number(test.estimate, ".2f", origin),
     " ",
     *interval(test.interval, ".2f", origin),
-    " (",
-    percent(test.interval.level),
-    " %)",
   )
 
 
