@@ -9,10 +9,10 @@
 `plan` prints the cells with FLOPs, hours and price, and runs nothing. `run`
 begins a study or goes on with it (then --workdir is enough), cell by cell;
 stopped at any moment, or started twice, on one machine or on several that share
-the folder, it runs no cell twice, and ends with the report. `status` shows every cell.
-`report` writes report.html and figures/ into --workdir/report, or into --out,
-with whatever is there: what is missing stands in the page. A cell that can't be
-read is left out and named, and the exit code is 3, the report being written.
+the folder, it runs no cell twice. It ends with the report. `status` shows every
+cell. `report` writes report.html and figures/ into WORKDIR/report, or into
+--out, from whatever is there: what is missing stands in the page. A cell that
+can't be read is left out and named; the exit code is 3, the report is written.
 
 Exit codes: 0 done; 2 what you gave can't be used; 3 cells have failed (`status`
 says why, `run --retry` runs them again); 75 stopped by a signal, all saved.

@@ -78,11 +78,12 @@ def draw_too_few(axes: Axes) -> None:
     return
   axes.axvline(TOO_FEW, color=style.INK, linewidth=0.9, linestyle=(0, (1, 2)))
   axes.annotate(
-    f"{TOO_FEW}: too few\nin the paper",
-    (TOO_FEW, 0.6),
+    f"{TOO_FEW}: too few (paper)",
+    (TOO_FEW, 0.5),
     xycoords=("data", "axes fraction"),
-    xytext=(-3, 0),
+    xytext=(-2, 0),
     textcoords="offset points",
+    rotation=90,
     ha="right",
     va="center",
     fontsize=8,

@@ -211,8 +211,9 @@ def laws(analysis: Analysis) -> Table:
     "Elasticity: the power of the clean tokens with which the number of "
     "documents grows, with its ",
     percent(test.interval.level),
-    " % profile-likelihood interval. Akaike's difference: the best law has none, one of more "
-    "than about ten is out. The last column is the chance of data at least as "
+    " % profile-likelihood interval. Akaike's difference: the best law has "
+    "none, one of more than about ten is out. The last column is the chance "
+    "of data at least as "
     "far from the law, against the free one; the log log law is no special "
     "case of that. Equivalence to a constant count: ",
     number(test.p_constant, ".2g", origin),

@@ -46,10 +46,10 @@ def headline(analysis: Analysis) -> str:
     case Verdict.NEITHER:
       words = f"{_SUBJECT} grows faster than the clean data."
     case Verdict.NOT_PROPORTIONAL:
-      pace = "less" if slower else "more"
+      pace = "does not grow in proportion to" if slower else "outgrows"
       words = (
-        f"{_SUBJECT} grows {pace} than in proportion to the clean data, so it "
-        "is not a constant share; whether it is a constant count stays open."
+        f"{_SUBJECT} {pace} the clean data, so it is not a constant share; "
+        "whether it is a constant count stays open."
       )
     case Verdict.NOT_CONSTANT:
       way = "grows" if grows else "falls"
