@@ -10,6 +10,11 @@ together. So the critical deviance is widened by the design effect: the
 variance of the seeds' summed residuals over what independent runs would have,
 never below 1.
 
+Where seeds are few and differ, N50's interval is wide or open here: the
+logistic curve learns of the spread between seeds only through that factor.
+`interval_regression` has the spread in its model and is the better source of
+one size's N50; this curve shows the shares themselves.
+
 The run without poison has no log dose. Its share of successes is given apart,
 it takes no part in the curve.
 
@@ -32,7 +37,7 @@ from poison_jax.studies.statistics.intervals import (
 from poison_jax.studies.statistics.proportions import Share, share
 
 _STEEPEST = 50.0  # Slope in logits a nat of dose: a step between any doses.
-_OPEN = 12.0  # An N50 a factor of e^12 off its estimate is unbounded.
+_OPEN = 12.0  # An N50 a factor of e^12 off the doses is unbounded.
 _LOGIT_REACH = 60.0
 
 
@@ -45,7 +50,8 @@ class DoseResponse:
     chance_D: of success at each.
     low_D, high_D: its pointwise interval.
     level: of every interval.
-    n50: documents at which the chance is 1/2; nan for a flat curve.
+    n50: documents at which the chance is 1/2; nan for a curve so
+      flat that it is nowhere near the doses.
     n50_interval: its interval; low 0 or high inf where the runs set no end.
     slope: logits a nat of dose, at least 0.
     separated: does every dose that failed lie below every one that
@@ -82,14 +88,14 @@ def fit(dose_C, success_C, seed_C, *, curve_D, level: float) -> DoseResponse:
 
   Raises:
     ValueError: fewer than two different doses above 0, lengths that differ,
-      or a negative dose.
+      a negative dose, or a curve at a dose of 0.
   """
   dose_C, success_C = np.asarray(dose_C, float), np.asarray(success_C, bool)
   seed_C = np.asarray(seed_C)
   if not len(dose_C) == len(success_C) == len(seed_C):
     raise ValueError("doses, successes and seeds of different lengths")
-  if np.any(dose_C < 0):
-    raise ValueError("doses must be at least 0")
+  if np.any(dose_C < 0) or np.any(np.asarray(curve_D) <= 0):
+    raise ValueError("doses must be at least 0, those of the curve above 0")
   poisoned_C = dose_C > 0
   runs = _Runs(np.log(dose_C[poisoned_C]), success_C[poisoned_C].astype(float))
   if len(np.unique(runs.log_dose_C)) < 2:
@@ -140,7 +146,8 @@ class _Peak:
   objective: float
 
   def log_n50(self, runs: _Runs) -> float:
-    if self.slope < 1e-6:
+    """Returns where the chance is 1/2; nan where that is nowhere near."""
+    if abs(self.intercept) > _OPEN * self.slope:
       return math.nan
     return runs.centre - self.intercept / self.slope
 

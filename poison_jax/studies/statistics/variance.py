@@ -18,7 +18,6 @@ Letters: C runs (cells), V components.
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,8 +27,9 @@ import scipy.stats
 
 from poison_jax.studies.statistics.intervals import Interval, profile_interval
 
-_SMALLEST = 1e-4  # Added residual deviation over the spread of the data.
+_JITTER = 1e-8  # Of each source's variance, added to every run's own.
 _REACH = 100.0  # A deviation this many spreads above its estimate is open.
+_ROUNDING = 1e-12  # A spread this far below the increases is none.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,10 @@ def components(
   seed = _codes(list(zip(group, _codes(seed_C), strict=True)))
   contrasts = scipy.linalg.null_space(_indicators(group).T)
   sources, reason = _told_apart(contrasts, draw, seed)
-  found = _Restricted(contrasts.T @ increase_C, sources).components(level)
+  differences = contrasts.T @ increase_C
+  if np.max(np.abs(differences)) <= _ROUNDING * np.max(np.abs(increase_C)):
+    differences = 0 * differences
+  found = _estimate(differences, sources, level)
   return Components(
     draw=found.get("draw"),
     seed=found.get("seed"),
@@ -102,6 +105,24 @@ def components(
     runs=runs,
     reason=reason,
   )
+
+
+def _estimate(
+  contrasts: np.ndarray, sources: dict[str, np.ndarray], level: float
+) -> dict[str, Component]:
+  """Returns each source's component, found on contrasts of mean square 1."""
+  spread = float(np.sqrt(np.mean(contrasts**2)))
+  if spread == 0:
+    still = Component(0.0, Interval(0.0, 0.0, level))
+    return dict.fromkeys(sources, still)
+  found = _Restricted(contrasts / spread, sources).components(level)
+  return {
+    name: Component(
+      spread * one.deviation,
+      Interval(spread * one.interval.low, spread * one.interval.high, level),
+    )
+    for name, one in found.items()
+  }
 
 
 def _codes(labels) -> list[int]:
@@ -147,24 +168,19 @@ class _Restricted:
   """The restricted likelihood of contrasts that no group mean moves.
 
   Attributes:
-    contrasts: float64 [M].
+    contrasts: float64 [M], of mean square 1.
     sources: by name, float64 [M, M]: covariance at variance one.
   """
 
   contrasts: np.ndarray
   sources: dict[str, np.ndarray]
 
-  @property
-  def spread(self) -> float:
-    """Returns the root mean square of the contrasts."""
-    return float(np.sqrt(np.mean(self.contrasts**2)))
-
   def negative(self, deviation_V: np.ndarray) -> tuple[float, np.ndarray]:
     """Returns minus the log-likelihood, up to a constant, and its gradient."""
     matrices_VMM = np.stack(list(self.sources.values()))
+    # Kept regular where the residual is 0.
+    matrices_VMM += _JITTER * np.eye(len(self.contrasts))
     covariance_MM = np.einsum("v,vij->ij", deviation_V**2, matrices_VMM)
-    # Keeps it regular where the residual is 0.
-    covariance_MM += (_SMALLEST * self.spread) ** 2 * np.eye(len(covariance_MM))
     factor = scipy.linalg.cho_factor(covariance_MM, lower=True)
     inverse_MM = scipy.linalg.cho_solve(factor, np.eye(len(covariance_MM)))
     solved_M = inverse_MM @ self.contrasts
@@ -179,7 +195,7 @@ class _Restricted:
     """Returns the least value, and the deviations there, one of them fixed.
 
     Args:
-      starts: deviations, in nats.
+      starts: deviations, above 0: at 0 is no slope to leave by.
       fixed: the number of a source and its deviation; None for none.
     """
     free_V = np.arange(len(self.sources)) != (fixed[0] if fixed else -1)
@@ -198,7 +214,7 @@ class _Restricted:
     # Only squares enter, so nothing keeps a deviation from below 0.
     results = [
       scipy.optimize.minimize(
-        negative, start[free_V], jac=True, method="BFGS", options={"gtol": 1e-7}
+        negative, start[free_V], jac=True, method="BFGS", options={"gtol": 1e-6}
       )
       for start in starts
     ]
@@ -207,11 +223,8 @@ class _Restricted:
 
   def components(self, level: float) -> dict[str, Component]:
     """Returns each source's deviation with its profile interval."""
-    if self.spread == 0:
-      still = Component(0.0, Interval(0.0, 0.0, level))
-      return dict.fromkeys(self.sources, still)
-    even_V = np.full(len(self.sources), 0.7 * self.spread)
-    quiet_V = np.where(np.arange(len(even_V)), even_V, 0.1 * self.spread)
+    even_V = np.full(len(self.sources), 0.7)
+    quiet_V = np.where(np.arange(len(even_V)), even_V, 0.1)
     least, best_V = self.smallest([even_V, quiet_V], fixed=None)
     critical = float(scipy.stats.chi2.ppf(level, 1))
     found = {}
@@ -219,18 +232,18 @@ class _Restricted:
 
       @functools.cache
       def deviance(deviation: float, v=v) -> float:
-        # From the middle, too: a deviation of 0 has no slope to leave by.
-        starts = [np.maximum(best_V, 0.01 * self.spread), even_V]
-        return 2 * (self.smallest(starts, fixed=(v, deviation))[0] - least)
+        start_V = np.maximum(best_V, 0.1)
+        return 2 * (self.smallest([start_V], fixed=(v, deviation))[0] - least)
 
       ends = profile_interval(
         deviance,
         float(best_V[v]),
         critical=critical,
         level=level,
-        step=0.2 * self.spread,
-        reach=_REACH * self.spread,
+        step=0.2,
+        reach=_REACH,
       )
-      low = 0.0 if math.isinf(ends.low) else max(ends.low, 0.0)
-      found[name] = Component(float(best_V[v]), Interval(low, ends.high, level))
+      found[name] = Component(
+        float(best_V[v]), Interval(max(ends.low, 0.0), ends.high, level)
+      )
     return found

@@ -1,0 +1,304 @@
+"""The elasticity test on simulated studies of known elasticity.
+
+Counts are judged by the binomial distribution of the number of simulated
+studies: between the 0.1 % and 99.9 % quantiles of the nominal level, or, where
+coarse doses make the test conservative, above (below) the one that matters.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from poison_jax.studies.statistics import (
+  elasticity,
+  interval_regression,
+  power,
+)
+from poison_jax.studies.statistics.elasticity import Law, Verdict
+
+_INF = math.inf
+_TOKENS = (20 * 33e3, 20 * 105e3, 20 * 330e3)
+_TINY = (0, 16, 32, 64, 128)
+_FINE = tuple(float(dose) for dose in np.geomspace(4, 512, 15))
+_MARGIN = 0.25
+
+
+def _quantiles(count: int, chance: float) -> tuple[int, int]:
+  low, high = scipy.stats.binom.ppf([0.001, 0.999], count, chance)
+  return int(low), int(high)
+
+
+def _assess(ladders, **changes):
+  """Assesses seeds given as {tokens: [(low, high), ...]}."""
+  rows = [(t, *bounds) for t, seeds in ladders.items() for bounds in seeds]
+  tokens, low, high = zip(*rows, strict=True)
+  return elasticity.assess(
+    low, high, tokens, **{"margin": _MARGIN, "level": 0.95, **changes}
+  )
+
+
+_SMALL, _MIDDLE, _LARGE = _TOKENS
+_CONSTANT = {tokens: [(32, 64)] * 6 for tokens in _TOKENS}
+# One dose up a size: a factor of 2 a factor of 3.18 or 3.14 in tokens.
+_RISING = {
+  _SMALL: [(16, 32)] * 3,
+  _MIDDLE: [(32, 64)] * 3,
+  _LARGE: [(64, 128)] * 3,
+}
+
+
+# The same share of the tokens at every size.
+_PROPORTIONAL = {
+  tokens: [(32 * tokens / _SMALL, 64 * tokens / _SMALL)] * 6
+  for tokens in _TOKENS
+}
+
+
+@pytest.mark.parametrize(
+  "ladders, verdict",
+  [
+    (_CONSTANT, Verdict.CONSTANT),
+    (_PROPORTIONAL, Verdict.PROPORTIONAL),
+    (_RISING, Verdict.NEITHER),
+    # Fewer are needed with more data: not constant, not a share.
+    (
+      dict(zip(_TOKENS, reversed(_RISING.values()), strict=True)),
+      Verdict.NEITHER,
+    ),
+    # The prototype's picture with few seeds: 1 is out, 0 is not shown.
+    (
+      {
+        _SMALL: [(32, 64), (64, 128)],
+        _MIDDLE: [(16, 32), (32, 64)],
+        _LARGE: [(16, 32), (64, 128)],
+      },
+      Verdict.NOT_PROPORTIONAL,
+    ),
+    # The largest size fails at every dose.
+    (
+      {
+        _SMALL: [(16, 32)] * 3,
+        _MIDDLE: [(32, 64), (16, 32), (64, 128)],
+        _LARGE: [(128, _INF)] * 3,
+      },
+      Verdict.NOT_CONSTANT,
+    ),
+    ({_SMALL: [(16, 32)], _LARGE: [(32, 64), (16, 32)]}, Verdict.UNDECIDED),
+  ],
+)
+def test_verdicts_of_clear_pictures(ladders, verdict):
+  found = _assess(ladders)
+  assert found.verdict is verdict, found.reason
+
+
+def test_the_sign_is_that_of_more_documents_for_more_tokens():
+  slope = math.log(4) / math.log(_LARGE / _SMALL)
+  assert _assess(_RISING).estimate == pytest.approx(slope, rel=0.02)
+  falling = dict(zip(_TOKENS, reversed(_RISING.values()), strict=True))
+  assert _assess(falling).estimate == pytest.approx(-slope, rel=0.02)
+
+
+def test_units_of_tokens_and_documents_do_not_matter():
+  found = _assess(_RISING)
+  millions = _assess({t / 1e3: seeds for t, seeds in _RISING.items()})
+  dozens = _assess(
+    {t: [(lo / 12, hi / 12) for lo, hi in s] for t, s in _RISING.items()}
+  )
+  for other in (millions, dozens):
+    assert other.estimate == pytest.approx(found.estimate, rel=1e-6)
+    assert other.interval.low == pytest.approx(found.interval.low, rel=1e-4)
+    assert other.verdict is found.verdict
+
+
+@pytest.mark.parametrize(
+  "ladders, words",
+  [
+    ({_SMALL: [(16, 32)] * 5}, "single amount"),
+    ({_SMALL: [(16, 32)], _LARGE: [(16, 32)]}, "2 N50s have a bound"),
+    (
+      {_SMALL: [(16, 32)] * 3, _LARGE: [(0, _INF)] * 3},
+      "single amount",
+    ),
+  ],
+)
+def test_too_little_is_undecided_with_its_reason(ladders, words):
+  found = _assess(ladders)
+  assert found.verdict is Verdict.UNDECIDED
+  assert words in found.reason
+  assert math.isnan(found.estimate) and found.interval.is_open
+  assert found.laws == {} and found.line is None
+
+
+@pytest.mark.parametrize("level", [0.9, 0.95])
+@pytest.mark.parametrize("margin", [0.05, 0.1, 0.2, 0.3, 0.4])
+def test_equivalence_is_an_interval_within_the_margin(margin, level):
+  ladders = {**_CONSTANT, _LARGE: [(32, 64)] * 5 + [(64, 128)]}
+  found = _assess(ladders, margin=margin, level=level)
+  assert found.equivalence_interval.level == pytest.approx(2 * level - 1)
+  inside = found.equivalence_interval.within(-margin, margin)
+  assert inside == (found.p_constant < 1 - level)
+  assert inside == (found.verdict is Verdict.CONSTANT)
+
+
+def test_the_ends_of_the_interval_are_rejected_at_its_level():
+  found = _assess(_RISING)
+  for end in (found.interval.low, found.interval.high):
+    line = found.line
+    shift_N = end * line.x_NP[:, 0]
+    tests = elasticity.p_values(
+      (line.low_N - shift_N)[None],
+      (line.high_N - shift_N)[None],
+      line.x_NP[:, 0],
+      margin=_MARGIN,
+    )
+    assert tests.zero_B[0] == pytest.approx(0.05, abs=1e-4)
+
+
+def test_laws_are_compared_by_likelihood():
+  found = _assess(_CONSTANT)
+  laws = found.laws
+  assert set(laws) == set(Law)
+  # The free law contains count and share, and pays 2 for its parameter.
+  assert laws[Law.FREE].objective >= laws[Law.COUNT].objective
+  assert laws[Law.COUNT].aic_difference == 0
+  assert laws[Law.FREE].aic_difference == pytest.approx(2, abs=1e-6)
+  assert laws[Law.SHARE].aic_difference == pytest.approx(
+    2 * (laws[Law.COUNT].objective - laws[Law.SHARE].objective)
+  )
+  assert laws[Law.COUNT].p_value == pytest.approx(1, abs=1e-3)
+  assert laws[Law.SHARE].p_value < 1e-6
+  assert laws[Law.LOG_LOG].p_value is None
+  assert _assess(_PROPORTIONAL).laws[Law.SHARE].aic_difference == 0
+
+
+def test_laws_give_n50s_along_their_curves():
+  laws = _assess(_CONSTANT).laws
+  once, squared = 1e6, 1e12
+  for law, ratio in (
+    (Law.COUNT, 1.0),
+    (Law.SHARE, 1e6),
+    # log log of n^2 over log log of n.
+    (Law.LOG_LOG, math.log(2 * math.log(1e6)) / math.log(math.log(1e6))),
+  ):
+    n50 = laws[law].n50([once, squared])
+    assert n50[1] / n50[0] == pytest.approx(ratio, rel=1e-9)
+  for law in Law:
+    middle = laws[law].n50(np.exp(np.mean(np.log(_TOKENS))))
+    assert middle == pytest.approx(math.sqrt(32 * 64), rel=0.05)
+
+
+def test_log_log_is_nearly_constant_over_any_study():
+  low, high = sorted(_assess(_CONSTANT).log_log_elasticities)
+  for tokens, value in ((_LARGE, low), (_SMALL, high)):
+    step = 1e-6
+    curve = [
+      math.log(math.log(math.log(n))) for n in (tokens, tokens * (1 + step))
+    ]
+    slope = (curve[1] - curve[0]) / math.log1p(step)
+    assert value == pytest.approx(slope, rel=1e-3)
+  assert _assess({2.0: [(16, 32)] * 3, 4.0: [(16, 32)] * 3}).laws.keys() == {
+    Law.COUNT,
+    Law.SHARE,
+    Law.FREE,
+  }
+
+
+@pytest.mark.parametrize("margin", [0, 0.5, -1, math.nan])
+def test_margins_that_overlap_or_vanish_are_refused(margin):
+  with pytest.raises(ValueError, match="margin"):
+    _assess(_CONSTANT, margin=margin)
+
+
+def test_amounts_must_fit_the_n50s():
+  with pytest.raises(ValueError, match="amounts must be above 0"):
+    elasticity.assess([16], [32], [0.0], margin=_MARGIN, level=0.95)
+  with pytest.raises(ValueError, match="1 N50s, 2 amounts"):
+    elasticity.assess([16], [32], [1.0, 2.0], margin=_MARGIN, level=0.95)
+
+
+def _simulated(truth, *, doses, seeds, sigma, studies=400):
+  design = power.Design(_TOKENS, doses, n50=45, sigma=sigma)
+  return power.simulate(
+    design, truth, seeds, replicates=studies, rng=np.random.default_rng(11)
+  )
+
+
+def _tests_of_truth(truth, low_RN, high_RN, log_tokens_N):
+  """Returns p-values with the true law taken out of the N50s: of e = 0."""
+  shift_N = truth * log_tokens_N
+  return elasticity.p_values(
+    low_RN - shift_N, high_RN - shift_N, log_tokens_N, margin=_MARGIN
+  )
+
+
+@pytest.mark.parametrize("truth", [0, 0.5, 1])
+@pytest.mark.parametrize("sigma", [0.4, 0.8])
+def test_intervals_cover_a_known_elasticity(truth, sigma):
+  simulated = _simulated(truth, doses=_FINE, seeds=(8, 8, 8), sigma=sigma)
+  tests = _tests_of_truth(truth, *simulated)
+  low, high = _quantiles(400, 0.95)
+  assert low <= np.sum(tests.zero_B >= 0.05) <= high
+  # Unbiased: the mean error is within 4 of its standard errors.
+  error = np.std(tests.estimate_B) / math.sqrt(400)
+  assert abs(np.mean(tests.estimate_B)) < 4 * error
+
+
+@pytest.mark.parametrize("truth", [0, 0.5, 1])
+@pytest.mark.parametrize("sigma", [0.2, 0.5])
+def test_intervals_of_the_tiny_study_cover_at_least(truth, sigma):
+  # Five doses tell little: the interval may cover more often, not less.
+  simulated = _simulated(truth, doses=_TINY, seeds=(3, 3, 3), sigma=sigma)
+  tests = _tests_of_truth(truth, *simulated)
+  low, _ = _quantiles(400, 0.95)
+  assert np.sum(tests.zero_B >= 0.05) >= low
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("truth", [0, 1])
+def test_the_interval_as_reported_covers(truth):
+  low_RN, high_RN, log_tokens_N = _simulated(
+    truth, doses=_FINE, seeds=(4, 4, 4), sigma=0.4, studies=100
+  )
+  covered = 0
+  for low_N, high_N in zip(np.exp(low_RN), np.exp(high_RN), strict=True):
+    line = interval_regression.fit(low_N, high_N, log_tokens_N[:, None])
+    found = interval_regression.slope_interval(line, 0, level=0.95)
+    covered += found.contains(truth)
+  low, high = _quantiles(100, 0.95)
+  assert low <= covered <= high
+
+
+@pytest.mark.parametrize("truth", [-_MARGIN, _MARGIN])
+def test_constancy_is_claimed_at_the_margin_in_one_of_twenty(truth):
+  simulated = _simulated(truth, doses=_FINE, seeds=(12, 12, 12), sigma=0.4)
+  verdicts = elasticity.decide(
+    elasticity.p_values(*simulated, margin=_MARGIN), level=0.95
+  )
+  low, high = _quantiles(400, 0.05)
+  assert low <= verdicts.count(Verdict.CONSTANT) <= high
+
+
+@pytest.mark.parametrize("seeds, sigma", [((3, 3, 3), 0.2), ((5, 5, 5), 0.3)])
+def test_constancy_is_not_claimed_too_often_by_the_tiny_study(seeds, sigma):
+  simulated = _simulated(_MARGIN, doses=_TINY, seeds=seeds, sigma=sigma)
+  verdicts = elasticity.decide(
+    elasticity.p_values(*simulated, margin=_MARGIN), level=0.95
+  )
+  assert verdicts.count(Verdict.CONSTANT) <= _quantiles(400, 0.05)[1]
+
+
+@pytest.mark.parametrize(
+  "truth, wrong",
+  [
+    (0, {Verdict.PROPORTIONAL, Verdict.NEITHER, Verdict.NOT_CONSTANT}),
+    (1, {Verdict.CONSTANT, Verdict.NEITHER, Verdict.NOT_PROPORTIONAL}),
+  ],
+)
+def test_wrong_verdicts_are_as_rare_as_stated(truth, wrong):
+  simulated = _simulated(truth, doses=_FINE, seeds=(5, 5, 5), sigma=0.5)
+  verdicts = elasticity.decide(
+    elasticity.p_values(*simulated, margin=_MARGIN), level=0.95
+  )
+  assert sum(v in wrong for v in verdicts) <= _quantiles(400, 0.05)[1]
