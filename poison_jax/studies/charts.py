@@ -67,11 +67,16 @@ class Chart:
   def files(self) -> dict[str, bytes]:
     """Returns the figure's files by name: PNG, SVG and CSV."""
     with style.context():
-      return {
-        f"{self.name}.png": style.png(self._drawn()),
-        f"{self.name}.svg": style.svg(self._drawn()),
-        f"{self.name}.csv": self.csv(),
-      }
+      figure = self._drawn()
+      png = style.png(figure)
+      # Laid out once for both, which is a third of the time.
+      figure.set_layout_engine("none")
+      svg = style.svg(figure)
+    return {
+      f"{self.name}.png": png,
+      f"{self.name}.svg": svg,
+      f"{self.name}.csv": self.csv(),
+    }
 
   def drawings(self) -> list[str]:
     """Returns each panel as an SVG element for a page."""
