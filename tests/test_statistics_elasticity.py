@@ -205,6 +205,34 @@ def test_log_log_is_nearly_constant_over_any_study():
   }
 
 
+def test_lack_of_fit_of_exact_data_is_the_f_test():
+  rng = np.random.default_rng(3)
+  log_tokens_N = np.repeat(np.log(_TOKENS), 4)
+  log_n50_N = 4 + np.repeat([0, 0.05, 0], 4) + 0.03 * rng.normal(size=12)
+  found = elasticity.assess(
+    np.exp(log_n50_N),
+    np.exp(log_n50_N),
+    np.exp(log_tokens_N),
+    margin=_MARGIN,
+    level=0.95,
+  )
+  line = np.polynomial.Polynomial.fit(log_tokens_N, log_n50_N, 1)
+  around = np.sum((log_n50_N - line(log_tokens_N)) ** 2)
+  by_size = log_n50_N.reshape(3, 4)
+  within = np.sum((by_size - by_size.mean(axis=1, keepdims=True)) ** 2)
+  expected = scipy.stats.f.sf((around - within) / (within / 9), 1, 9)
+  assert found.p_straight == pytest.approx(expected, rel=1e-2)
+
+
+def test_lack_of_fit_shows_in_sizes_off_the_line():
+  bent = {_SMALL: [(64, 128)] * 3, _MIDDLE: [(8, 16)] * 3}
+  bent[_LARGE] = bent[_SMALL]
+  assert _assess(bent).p_straight < 0.01
+  assert _assess(_CONSTANT).p_straight > 0.5
+  two = {_SMALL: [(32, 64)] * 3, _LARGE: [(16, 32), (32, 64)]}
+  assert _assess(two).p_straight is None
+
+
 @pytest.mark.parametrize("margin", [0, 0.5, -1, math.nan])
 def test_margins_that_overlap_or_vanish_are_refused(margin):
   with pytest.raises(ValueError, match="margin"):

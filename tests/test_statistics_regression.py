@@ -71,13 +71,13 @@ def test_probabilities_are_integrals_of_the_density(low, high):
 
 
 def test_far_tails_keep_their_digits():
-  # log of Q(30) - Q(31), Q(x) ~ density(x) / x * (1 - 1/x^2 + 3/x^4 - 15/x^6).
+  # log of Q(50) - Q(51), Q(x) ~ density(x) / x * (1 - 1/x^2 + 3/x^4 - 15/x^6).
   def tail(x):
     series = 1 - x**-2 + 3 * x**-4 - 15 * x**-6
     return -0.5 * x * x - 0.5 * math.log(2 * math.pi) + math.log(series / x)
 
-  expected = tail(30) + math.log1p(-math.exp(tail(31) - tail(30)))
-  for low, high in ((30.0, 31.0), (-31.0, -30.0)):
+  expected = tail(50) + math.log1p(-math.exp(tail(51) - tail(50)))
+  for low, high in ((50.0, 51.0), (-51.0, -50.0)):
     found = censored_likelihood.log_likelihood(
       np.array([[low]]), np.array([[high]]), np.zeros((1, 1)), np.ones((1, 1))
     )
@@ -281,6 +281,7 @@ def test_as_many_coefficients_as_n50s_bound_nothing():
     ([16, 16], [32], [[0.0]], "shapes"),
     ([16, 16], [32, 32], [[0.0]], "x of shape"),
     ([16, 16, 16], [32, 32, 32], [[1.0], [1.0], [1.0]], "told apart"),
+    ([0], [_INF], [[1.0]], "no N50 has a bound"),
   ],
 )
 def test_impossible_data_are_refused(low_N, high_N, x_NP, words):
@@ -324,6 +325,18 @@ def test_the_bootstrap_draws_whole_seeds():
   assert by_seed.shape == (200, 1)
   assert np.std(by_seed) == pytest.approx(expected, rel=0.2)
   assert np.std(by_draw) < 0.5 * np.std(by_seed)
+
+
+def test_the_bootstrap_loses_no_size():
+  # Two seeds a size: drawn from all four alike, one resample in eight would
+  # lack a size and have no slope.
+  x_N, seed_N = [0.0, 0.0, 1.0, 1.0], [0, 1, 2, 3]
+  n50_N = np.exp([3.0, 3.01, 4.0, 4.01])
+  line = interval_regression.fit(n50_N, n50_N, np.array(x_N)[:, None])
+  slopes = interval_regression.bootstrap_slopes(
+    line, seed_N, resamples=50, rng=np.random.default_rng(0)
+  )
+  np.testing.assert_allclose(slopes, 1, atol=0.02)
 
 
 def test_coverage_of_n50_at_one_size():

@@ -35,8 +35,10 @@ import scipy.stats
 from poison_jax.studies.statistics import (
   censored_likelihood,
   interval_regression,
+  laws,
 )
 from poison_jax.studies.statistics.intervals import Interval
+from poison_jax.studies.statistics.laws import Law, LawFit
 
 
 class Verdict(enum.Enum):
@@ -48,45 +50,6 @@ class Verdict(enum.Enum):
   NOT_PROPORTIONAL = "not proportional"
   NOT_CONSTANT = "not constant"
   UNDECIDED = "undecided"
-
-
-class Law(enum.Enum):
-  """How N50 may depend on the amount."""
-
-  COUNT = "count"
-  SHARE = "share"
-  LOG_LOG = "log log"
-  FREE = "free"
-
-
-@dataclasses.dataclass(frozen=True)
-class LawFit:
-  """How well a law describes the N50s.
-
-  Attributes:
-    law: which.
-    constant: the law's free constant, in nats of N50.
-    exponent: of the amount; None for log log, which has none.
-    objective: penalised log-likelihood at its maximum. Differences between
-      laws are log-likelihood ratios: all are penalised alike.
-    aic_difference: Akaike's criterion less that of the best law; 0 is best.
-    p_value: of the law against the free one, two-sided; None for the free
-      law, and for log log, which is no special case of it.
-  """
-
-  law: Law
-  constant: float
-  exponent: float | None
-  objective: float
-  aic_difference: float
-  p_value: float | None
-
-  def n50(self, amount_G) -> np.ndarray:
-    """Returns the N50s that the law gives, in documents, at amounts above e."""
-    log_amount_G = np.log(np.asarray(amount_G, float))
-    if self.exponent is None:
-      return np.exp(self.constant) * np.log(log_amount_G)
-    return np.exp(self.constant + self.exponent * log_amount_G)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +69,9 @@ class Elasticity:
     laws: by law; empty where nothing could be fitted.
     log_log_elasticities: the local e of the log log law at the smallest and
       the largest amount, `1 / (log n log log n)`; None for amounts up to e.
+    p_straight: of the free law against a median for each amount, the test of
+      lack of fit: small where sizes scatter about any power law and the
+      interval is too narrow. It moves no verdict; None where too few.
     line: the free fit, for curves; None where nothing could be fitted.
   """
 
@@ -119,6 +85,7 @@ class Elasticity:
   p_proportional: float
   laws: dict[Law, LawFit]
   log_log_elasticities: tuple[float, float] | None
+  p_straight: float | None
   line: interval_regression.Fit | None
 
 
@@ -174,8 +141,11 @@ def assess(
     equivalence_interval=equivalence,
     p_constant=float(tests.constant_B[0]),
     p_proportional=float(tests.proportional_B[0]),
-    laws=_laws(line, tests),
-    log_log_elasticities=_log_log_elasticities(line.x_NP[:, 0]),
+    laws=laws.compare(
+      line, p_count=float(tests.zero_B[0]), p_share=float(tests.one_B[0])
+    ),
+    log_log_elasticities=laws.log_log_elasticities(line.x_NP[:, 0]),
+    p_straight=laws.straightness(line),
     line=line,
   )
 
@@ -197,13 +167,13 @@ def p_values(
   """
   centred_N = log_amount_N - log_amount_N.mean()
   design_NK = np.column_stack([np.ones_like(centred_N), centred_N])
-  free = _maximise(low_BN, high_BN, design_NK, 0 * centred_N)
+  free = laws.maximise(low_BN, high_BN, design_NK, 0 * centred_N)
   estimate_B = free.coefficients_BK[:, 1]
   degrees_B = censored_likelihood.degrees(low_BN, high_BN, coefficients=2)
 
   def above(value: float) -> np.ndarray:
     """Returns the one-sided p-value of e <= value against e > value."""
-    at = _maximise(low_BN, high_BN, design_NK[:, :1], value * centred_N)
+    at = laws.maximise(low_BN, high_BN, design_NK[:, :1], value * centred_N)
     deviance_B = np.maximum(2 * (free.objective_B - at.objective_B), 0)
     return _one_sided(deviance_B, estimate_B - value, degrees_B)
 
@@ -256,17 +226,6 @@ def _one_sided(deviance_B, distance_B, degrees_B) -> np.ndarray:
   return np.where(degrees_B >= 1, p_B, 0.5)
 
 
-def _maximise(low_BN, high_BN, design_NK, offset_N):
-  batch = len(low_BN)
-  return censored_likelihood.maximise(
-    low_BN,
-    high_BN,
-    np.broadcast_to(design_NK, (batch, *design_NK.shape)),
-    np.broadcast_to(offset_N, low_BN.shape),
-    coefficients=2,
-  )
-
-
 def _check(margin: float, amount_N) -> None:
   if not 0 < margin < 0.5:
     raise ValueError(f"margin {margin} lies outside 0 to 1/2")
@@ -294,6 +253,7 @@ def _nothing(reason: str, margin: float, level: float) -> Elasticity:
     p_proportional=1.0,
     laws={},
     log_log_elasticities=None,
+    p_straight=None,
     line=None,
   )
 
@@ -315,44 +275,3 @@ def _reason(verdict, tests, interval, equivalence, margin) -> str:
     f"rejected nor shown; {tail}",
     Verdict.UNDECIDED: f"neither 0 nor 1 is rejected; {tail}",
   }[verdict]
-
-
-def _laws(line: interval_regression.Fit, tests: PValues) -> dict[Law, LawFit]:
-  log_amount_N = line.x_NP[:, 0]
-  # Of each law: exponent, what is known of log N50, p-value.
-  known = {
-    Law.COUNT: (0.0, 0 * log_amount_N, tests.zero_B[0]),
-    Law.SHARE: (1.0, log_amount_N, tests.one_B[0]),
-  }
-  if log_amount_N.min() > 1:
-    known[Law.LOG_LOG] = (None, np.log(np.log(log_amount_N)), None)
-  ones_NK = np.ones((len(log_amount_N), 1))
-  slope = float(line.slopes_P[0])
-  fits = [LawFit(Law.FREE, line.intercept, slope, line.objective, 0.0, None)]
-  for law, (exponent, offset_N, p_value) in known.items():
-    found = _maximise(line.low_N[None], line.high_N[None], ones_NK, offset_N)
-    fits.append(
-      LawFit(
-        law=law,
-        constant=float(found.coefficients_BK[0, 0]),
-        exponent=exponent,
-        objective=float(found.objective_B[0]),
-        aic_difference=0.0,
-        p_value=None if p_value is None else float(p_value),
-      )
-    )
-  aic = {
-    f.law: 2 * (3 if f.law is Law.FREE else 2) - 2 * f.objective for f in fits
-  }
-  best = min(aic.values())
-  return {
-    f.law: dataclasses.replace(f, aic_difference=aic[f.law] - best)
-    for f in fits
-  }
-
-
-def _log_log_elasticities(log_amount_N) -> tuple[float, float] | None:
-  smallest, largest = float(log_amount_N.min()), float(log_amount_N.max())
-  if smallest <= 1:
-    return None
-  return tuple(1 / (n * math.log(n)) for n in (smallest, largest))

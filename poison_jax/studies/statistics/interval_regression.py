@@ -7,8 +7,10 @@ right- and interval-censored and exact N50s mix freely. The likelihood is
 penalised as `censored_likelihood` says, intervals are by profile likelihood,
 their limit calibrated so that exact data give Student's intervals.
 
-Observations count as independent: one N50 a seed. Where several poison draws
-of one seed are given, `bootstrap_slopes` resamples seeds.
+Observations count as independent: one N50 for each size and seed. A seed that
+is hard or easy at every size moves no slope, so the interval errs on the wide
+side there. Where several poison draws of one seed are given,
+`bootstrap_slopes` resamples seeds.
 
 Letters: N observations, P columns of x.
 """
@@ -85,7 +87,7 @@ def fit(low_N, high_N, x_NP) -> Fit:
 
   Raises:
     ValueError: bounds in the wrong order, lengths that differ, or columns of
-      x that can't be told apart (a single size, say).
+      x that can't be told apart (a single size, say), or no bound at all.
   """
   low_N, high_N = log_bounds(low_N, high_N)
   x_NP = np.asarray(x_NP, float)
@@ -93,8 +95,10 @@ def fit(low_N, high_N, x_NP) -> Fit:
     raise ValueError(f"x of shape {x_NP.shape} for {len(low_N)} N50s")
   known_N = np.isfinite(low_N) | np.isfinite(high_N)
   low_N, high_N, x_NP = low_N[known_N], high_N[known_N], x_NP[known_N]
+  if not len(x_NP):
+    raise ValueError("no N50 has a bound")
   # Centred, so that Newton's steps are well scaled.
-  centre_P = x_NP.mean(axis=0) if len(x_NP) else np.zeros(x_NP.shape[1])
+  centre_P = x_NP.mean(axis=0)
   design_NK = _with_intercept(x_NP - centre_P)
   if np.linalg.matrix_rank(design_NK) < design_NK.shape[1]:
     raise ValueError("columns of x that can't be told apart in these data")
@@ -226,7 +230,7 @@ def _profile(
     estimate,
     critical=critical_deviance(level, line.degrees),
     level=level,
-    step=float(2 * line.sigma / spread),
+    step=float(max(2 * line.sigma / spread, reach / 500)),
     reach=reach,
   )
 

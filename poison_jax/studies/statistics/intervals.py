@@ -30,6 +30,7 @@ class Interval:
     return math.isinf(self.low) or math.isinf(self.high)
 
   def contains(self, value: float) -> bool:
+    """Says whether a value lies in it, its ends included."""
     return self.low <= value <= self.high
 
   def within(self, low: float, high: float) -> bool:
@@ -68,20 +69,28 @@ def profile_interval(
     step: the first step from the estimate; doubled until it is outside.
     reach: an end farther than this from the estimate is called infinite.
   """
-  ends = []
-  for side in (-1, 1):
-    inner, distance, end = 0.0, step, math.inf
-    while inner < reach:
-      if deviance(estimate + side * distance) > critical:
-        end = scipy.optimize.brentq(
-          lambda d, side=side: deviance(estimate + side * d) - critical,
-          inner,
-          distance,
-          xtol=_TOLERANCE,
-        )
-        break
-      inner, distance = distance, min(2 * distance, max(reach, 2 * step))
-      if inner == distance:
-        break
-    ends.append(estimate + side * end)
+  ends = [
+    estimate
+    + side
+    * _distance(
+      lambda distance, side=side: (
+        deviance(estimate + side * distance) - critical
+      ),
+      step,
+      reach,
+    )
+    for side in (-1, 1)
+  ]
   return Interval(ends[0], ends[1], level)
+
+
+def _distance(
+  excess: Callable[[float], float], step: float, reach: float
+) -> float:
+  """Returns where `excess` turns positive; inf if not within `reach`."""
+  inner, outer = 0.0, min(step, reach)
+  while excess(outer) <= 0:
+    if outer >= reach:
+      return math.inf
+    inner, outer = outer, min(2 * outer, reach)
+  return scipy.optimize.brentq(excess, inner, outer, xtol=_TOLERANCE)
