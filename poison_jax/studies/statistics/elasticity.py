@@ -14,15 +14,20 @@ The verdict, by rules fixed before any data, the first that applies:
                       one-sided tests reject at 5 % (D. J. Schuirmann, J.
                       Pharmacokinet. Biopharm. 15, 1987, 657-680)
     PROPORTIONAL      the 90 % interval of e lies within 1 +- margin
-    NEITHER           e = 0 and e = 1 are both rejected at 5 %
+    NEITHER           e = 0 and e = 1 are both rejected at 5 %; e may lie
+                      between them, above 1, or below 0
     NOT_PROPORTIONAL  only e = 1 is rejected
     NOT_CONSTANT      only e = 0 is rejected
     UNDECIDED         neither is, or the data can't tell: a single amount, or
                       too few N50s with a bound
 
-So each claim errs with a chance of at most 5 %: CONSTANT where e lies beyond
-the margin, PROPORTIONAL likewise, NEITHER and NOT_CONSTANT where e = 0. The
-levels are those of `level` = 0.95; another moves all of them.
+So each claim errs with a chance of nominally 5 %: CONSTANT where e lies at
+the margin or beyond, PROPORTIONAL likewise, NEITHER and NOT_CONSTANT where
+e = 0. The levels are those of `level` = 0.95; another moves all of them.
+Simulated studies (2,000 of each design, 2026-11-21): with fine doses the 95 %
+interval held the truth in 95 to 97 %; with the doses 16, 32, 64, 128 and two
+to five seeds a size in 94 to 99.7 %, but 93 % where most seeds of the outer
+sizes lay outside the doses.
 """
 
 import dataclasses
