@@ -253,3 +253,14 @@ def test_draws_are_told_from_seeds_where_they_are_pinned(tmp_path):
   assert draws.components.seed.deviation < 0.05
   assert len(seeds.variances(draws).rows) == 3
   assert seeds.compare_draws(_analysis(tmp_path / "b", lambda s: 1.0)) is None
+
+
+def test_sizes_that_scatter_more_than_their_seeds_are_told(tmp_path):
+  same = {size: (64, 64, 64) for size in ("35k", "123k", "356k")}
+  found = _analysis(tmp_path / "a", _steps(same))
+  assert "scatter" not in str([nodes.text(w) for w in wording.limits(found)])
+  # Between 16 and 32 in the middle, between 64 and 128 on both sides of it.
+  bent = {"35k": (128,) * 3, "123k": (32,) * 3, "356k": (128,) * 3}
+  found = _analysis(tmp_path / "b", _steps(bent))
+  assert found.by_tokens.p_straight < 0.05
+  assert "scatter" in str([nodes.text(w) for w in wording.limits(found)])

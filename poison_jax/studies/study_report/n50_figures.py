@@ -11,7 +11,7 @@ from poison_jax.studies.charts import ORIGIN, Chart, Panel
 from poison_jax.studies.origins import stated
 from poison_jax.studies.outcomes import short
 from poison_jax.studies.statistics import interval_regression
-from poison_jax.studies.statistics.elasticity import Law
+from poison_jax.studies.statistics.laws import Law
 from poison_jax.studies.study_report.analysis import Analysis, Ladder
 from poison_jax.studies.study_report.drawing import origins, unique
 from poison_jax.studies.verdict import LEVEL
@@ -121,37 +121,13 @@ def _curves(analysis: Analysis, ladders: list[Ladder]) -> Iterator[tuple]:
   grid = np.geomspace(min(tokens) / 1.3, max(tokens) * 1.3, _GRID)
   for law, words in _LAWS.items():
     if law in test.laws:
-      yield words, grid, _law(law, ladders, grid), None
+      yield words, grid, test.laws[law].n50(grid), None
   band = [
     interval_regression.n50_interval(test.line, [math.log(x)], level=LEVEL)
     for x in grid
   ]
-  yield (
-    "free elasticity",
-    grid,
-    np.array([test.line.n50([math.log(x)]) for x in grid]),
-    np.array([[b.low for b in band], [b.high for b in band]]),
-  )
-
-
-def _law(law: Law, ladders: list[Ladder], grid: np.ndarray) -> np.ndarray:
-  """Returns the law's N50 over the grid, its constant the most likely one."""
-
-  def shape(tokens: np.ndarray) -> np.ndarray:
-    return {
-      Law.COUNT: np.ones_like,
-      Law.SHARE: lambda n: n / tokens_0,
-      Law.LOG_LOG: lambda n: np.log(np.log(n)),
-    }[law](tokens)
-
-  tokens_N = np.array([m.rung.tokens for m in ladders], float)
-  tokens_0 = tokens_N.mean()
-  fit = interval_regression.fit(
-    [m.n50.low for m in ladders] / shape(tokens_N),
-    [m.n50.high for m in ladders] / shape(tokens_N),
-    np.zeros((len(ladders), 0)),
-  )
-  return math.exp(fit.intercept) * shape(grid)
+  ends = np.array([[b.low, b.high] for b in band]).T
+  yield "free elasticity", grid, test.laws[Law.FREE].n50(grid), ends
 
 
 def _rows(

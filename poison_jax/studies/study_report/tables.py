@@ -11,7 +11,8 @@ from poison_jax.studies.origins import perplexity_format as adaptive
 from poison_jax.studies.outcomes import Outcome, Rung, short
 from poison_jax.studies.page import Node
 from poison_jax.studies.statistics import interval_regression
-from poison_jax.studies.statistics.elasticity import Elasticity, Law
+from poison_jax.studies.statistics.elasticity import Elasticity
+from poison_jax.studies.statistics.laws import Law
 from poison_jax.studies.statistics.thresholds_by_dose import (
   Censored,
   Censoring,

@@ -14,6 +14,7 @@ from poison_jax.studies.study_report.nodes import (
   rung_name,
   stated_in_study,
 )
+from poison_jax.studies.verdict import LEVEL
 
 Words = tuple[Node, ...]
 
@@ -118,7 +119,8 @@ def _tenfold(test: Elasticity, origin: Origin) -> Words:
 def limits(analysis: Analysis) -> list[Words]:
   """Returns what the verdict can't carry, a sentence each."""
   found = [_unfinished(analysis.results), _seeds(analysis)]
-  found += [_censored(analysis), _odd_ladders(analysis), _range(analysis)]
+  found += [_censored(analysis), _odd_ladders(analysis)]
+  found += [_scatter(analysis), _range(analysis)]
   return [words for words in found if words]
 
 
@@ -208,6 +210,19 @@ def _odd_ladders(analysis: Analysis) -> Words:
       "shows something else. ",
     )
   return words
+
+
+def _scatter(analysis: Analysis) -> Words:
+  """Returns a warning where sizes differ by more than their seeds."""
+  p_value = analysis.by_tokens.p_straight
+  if p_value is None or p_value >= 1 - LEVEL:
+    return ()
+  origin = computed(analysis.entries, "laws.py, straightness")
+  return (
+    "The sizes scatter about every law by more than their seeds do (p = ",
+    number(p_value, ".2g", origin),
+    "): the interval, which knows of seeds alone, is too narrow.",
+  )
 
 
 def _range(analysis: Analysis) -> Words:
