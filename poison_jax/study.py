@@ -36,7 +36,7 @@ from poison_jax.studies.grid import study as study_lib
 from poison_jax.studies.grid.claims import Claims
 from poison_jax.studies.grid.plan import Plan
 from poison_jax.studies.grid.states import Kind
-from poison_jax.studies.outcomes import Missing
+from poison_jax.studies.results import Missing
 from poison_jax.training.stop import StopSignals
 from poison_jax.training.topology import parse_topology
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from poison_jax.data import manifest as manifest_lib
-from poison_jax.studies import outcomes
+from poison_jax.studies import outcomes, results
 from poison_jax.studies.grid import endings
 
 
@@ -17,7 +17,7 @@ def _cell(**settings):
 
 
 def _read(plan):
-  return outcomes.read(plan)
+  return results.read(plan)
 
 
 def test_the_dose_on_four_axes_is_the_ledgers(tmp_path):
@@ -63,7 +63,7 @@ def test_epochs_need_the_very_store(tmp_path, monkeypatch):
   }
   store = pathlib.Path("stores/tiny")
   store.mkdir(parents=True)
-  monkeypatch.setattr(outcomes, "read_manifest", lambda _: manifest)
+  monkeypatch.setattr(results, "read_manifest", lambda _: manifest)
   manifest["hash"] = "another"
   assert _read(plan).outcomes[0].dose.epochs is None
   manifest["hash"] = made_studies.STORE

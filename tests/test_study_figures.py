@@ -7,7 +7,7 @@ import math
 import made_studies
 import pytest
 
-from poison_jax.studies import outcomes
+from poison_jax.studies import results
 from poison_jax.studies.study_report import (
   analysis,
   cost_figures,
@@ -39,7 +39,7 @@ def _increase(settings):
 
 def _analyse(folder, grid=None, increase=_increase, **how):
   plan = made_studies.make_study(folder, grid or _grid(), increase, **how)
-  return analysis.analyse(outcomes.read(plan))
+  return analysis.analyse(results.read(plan))
 
 
 def _rows(chart):

@@ -9,7 +9,7 @@ import sys
 import made_studies
 import pytest
 
-from poison_jax.studies import outcomes, page
+from poison_jax.studies import page, results
 from poison_jax.studies.origins import Number, Origin
 from poison_jax.studies.statistics.elasticity import Verdict
 from poison_jax.studies.study_report import (
@@ -50,7 +50,7 @@ def _run(*arguments, code=0):
 
 def _analysis(folder, increase, grid=None, **how):
   plan = made_studies.make_study(folder, grid or _GRID, increase, **how)
-  return analysis.analyse(outcomes.read(plan))
+  return analysis.analyse(results.read(plan))
 
 
 class _Page(html.parser.HTMLParser):

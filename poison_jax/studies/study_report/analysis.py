@@ -12,7 +12,8 @@ import numpy as np
 
 from poison_jax.studies import outcomes as outcomes_lib
 from poison_jax.studies.origins import Entry
-from poison_jax.studies.outcomes import Outcome, Results, Rung
+from poison_jax.studies.outcomes import Outcome, Rung
+from poison_jax.studies.results import Results
 from poison_jax.studies.statistics import (
   dose_response,
   elasticity,

@@ -7,8 +7,8 @@ from poison_jax.studies import appendix, page
 from poison_jax.studies.charts import Chart
 from poison_jax.studies.content import figures_section
 from poison_jax.studies.origins import Entry, Origin, Quoted
-from poison_jax.studies.outcomes import Missing
 from poison_jax.studies.page import Node, element
+from poison_jax.studies.results import Missing
 from poison_jax.studies.samples import Sample
 from poison_jax.studies.study_report import wording
 from poison_jax.studies.study_report.analysis import Analysis

@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from poison_jax.data.folder import Folder
-from poison_jax.studies import outcomes
+from poison_jax.studies import results
 from poison_jax.studies.grid.plan import Plan
-from poison_jax.studies.outcomes import Missing
+from poison_jax.studies.results import Missing
 from poison_jax.studies.study_report import nodes, wording, writing
 from poison_jax.studies.study_report.analysis import Analysis, analyse
 from poison_jax.studies.study_report.tables import success_words
@@ -33,7 +33,7 @@ def report(
     OSError: the folder can't be written.
     UserError: the bucket can't be.
   """
-  analysis = analyse(outcomes.read(plan))
+  analysis = analyse(results.read(plan))
   _say(console, analysis)
   written = writing.write(analysis, out=out, command=command)
   console.print(Text(f"Report: {written}"))

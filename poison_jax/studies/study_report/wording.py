@@ -1,8 +1,9 @@
 """The verdict of a study in sentences that a newcomer understands."""
 
 from poison_jax.studies.origins import Origin, Quoted
-from poison_jax.studies.outcomes import Outcome, Results, short
+from poison_jax.studies.outcomes import Outcome, short
 from poison_jax.studies.page import Node
+from poison_jax.studies.results import Results
 from poison_jax.studies.statistics.elasticity import Elasticity, Verdict
 from poison_jax.studies.statistics.thresholds_by_dose import Censoring
 from poison_jax.studies.study_report.analysis import Analysis

@@ -7,8 +7,15 @@ from poison_jax.data.folder import Folder
 from poison_jax.studies import samples
 from poison_jax.studies.origins import Entry
 from poison_jax.studies.outcomes import Outcome
-from poison_jax.studies.study_report import content, figures, seeds, tables
+from poison_jax.studies.study_report import (
+  content,
+  figures,
+  measure_tables,
+  seeds,
+  tables,
+)
 from poison_jax.studies.study_report.analysis import Analysis
+from poison_jax.studies.study_report.tables import Table
 
 
 def write(analysis: Analysis, *, out: Folder, command: str) -> str:
@@ -24,21 +31,8 @@ def write(analysis: Analysis, *, out: Folder, command: str) -> str:
     UserError: the bucket can't be.
   """
   charts, left_out = figures.all_charts(analysis)
-  made = tables.all_tables(analysis)
-  draws = seeds.compare_draws(analysis)
-  power = seeds.power_table(analysis)
-  if draws is not None:
-    made.append(seeds.variances(draws))
-  else:
-    left_out.append(
-      ("Poison draws against training seeds", "no finished run pins its draw")
-    )
-  if power is not None:
-    made.append(power)
-  else:
-    left_out.append(
-      ("How many seeds would settle it", "there is no fit to start from")
-    )
+  made, also_left_out = _tables(analysis)
+  left_out += also_left_out
   files: dict[str, bytes] = {}
   for chart in charts:
     files |= chart.files()
@@ -64,6 +58,39 @@ def write(analysis: Analysis, *, out: Folder, command: str) -> str:
   # Last, so that a page never names figures that are not there.
   out.write("report.html", page.encode("utf-8"))
   return f"{out.path}/report.html"
+
+
+def _tables(analysis: Analysis) -> tuple[list[Table], list[tuple[str, str]]]:
+  """Returns the tables with data; and titles of the others, and why."""
+  draws = seeds.compare_draws(analysis)
+  made = {
+    "Rival laws": (
+      tables.laws(analysis),
+      "there is no fit: it takes sizes whose seeds succeed and fail",
+    ),
+    "Poison draws against training seeds": (
+      None if draws is None else seeds.variances(draws),
+      "no finished run pins its draw",
+    ),
+    "How many seeds would settle it": (
+      seeds.power_table(analysis),
+      "there is no fit to start from",
+    ),
+  }
+  shown = [
+    tables.success(analysis),
+    tables.needed(analysis),
+    made["Rival laws"][0],
+    measure_tables.measures(analysis),
+    measure_tables.doses(analysis),
+    *(table for table, _ in list(made.values())[1:]),
+  ]
+  left_out = [
+    (title, why)
+    for title, (table, why) in made.items()
+    if table is None or not table.rows
+  ]
+  return [table for table in shown if table and table.rows], left_out
 
 
 def _samples(
