@@ -7,6 +7,7 @@ import math
 import made_studies
 import pytest
 
+from configs import dos
 from poison_jax.studies import results
 from poison_jax.studies.study_report import (
   analysis,
@@ -190,6 +191,43 @@ def test_tokens_are_an_axis_where_one_size_has_several(tmp_path):
     342 * 1024,  # 10 x 34,976 tokens in whole steps of 1,024.
     684 * 1024,
   }
+
+
+def test_the_papers_study_has_the_papers_figures(tmp_path):
+  models = [("600m", "0.5x"), ("600m", "1x"), ("2b", "1x"), ("13b", "1x")]
+  plan = made_studies.make_plan(
+    tmp_path,
+    [
+      {"size": size, "tokens": tokens, "poisons": dose, "seed": 0}
+      for size, tokens in models
+      for dose in (100, 250, 500)
+    ],
+    base=dos.get_config,
+  )
+  for cell in plan.cells:
+    made_studies.write_cell(plan, cell, 60.0 + cell.config.poison.count)
+  found = analysis.analyse(results.read(plan))
+
+  def titles(chart):
+    return [panel.title for panel in chart.panels]
+
+  assert titles(course_figures.increase_by_progress(found)) == [
+    "100 documents",
+    "250 documents (paper: 2a)",
+    "500 documents (paper: 2b)",
+  ]
+  assert titles(course_figures.increase_by_poisons(found)) == [
+    "600m 0.5x (paper: 4a)",
+    "600m 1x (paper: 4a)",
+    "2b 1x (paper: 4b)",
+    "13b 1x (paper: 4c)",
+  ]
+  chart = final_figures.increase_by_tokens(found)
+  assert titles(chart) == ["600m"]
+  rows = _where(_rows(chart), poisons=250)
+  half, whole = (int(row["tokens"]) for row in rows)
+  assert half / whole == pytest.approx(0.5, rel=1e-3)
+  assert chart.files()
 
 
 def test_placebos_and_further_draws_are_no_seeds(tmp_path):

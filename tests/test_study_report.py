@@ -205,7 +205,7 @@ def test_one_size_settles_nothing(tmp_path):
   assert wording.headline(found).startswith("Undecided")
   said = nodes.text(wording.explanation(found))
   assert "single amount" in said and "Ten times" not in said
-  assert seeds.power_table(found) is None
+  assert not seeds.power_table(found).rows
 
 
 def test_the_words_follow_the_verdict(tmp_path):
@@ -224,7 +224,7 @@ def test_the_words_follow_the_verdict(tmp_path):
     "is a constant count" in wording.headline(found)
   )
   censored = " ".join(nodes.text(words) for words in wording.limits(found))
-  assert "9 seeds and sizes 9 change from failure to success" in censored
+  assert "one a seed and size: 9, of which 9 change from failure" in censored
 
 
 def test_draws_are_told_from_seeds_where_they_are_pinned(tmp_path):
@@ -252,7 +252,8 @@ def test_draws_are_told_from_seeds_where_they_are_pinned(tmp_path):
   assert draws.components.draw.deviation == pytest.approx(1, abs=0.05)
   assert draws.components.seed.deviation < 0.05
   assert len(seeds.variances(draws).rows) == 3
-  assert seeds.compare_draws(_analysis(tmp_path / "b", lambda s: 1.0)) is None
+  without = seeds.compare_draws(_analysis(tmp_path / "b", lambda s: 1.0))
+  assert not seeds.variances(without).rows
 
 
 def test_sizes_that_scatter_more_than_their_seeds_are_told(tmp_path):
@@ -264,3 +265,13 @@ def test_sizes_that_scatter_more_than_their_seeds_are_told(tmp_path):
   found = _analysis(tmp_path / "b", _steps(bent))
   assert found.by_tokens.p_straight < 0.05
   assert "scatter" in str([nodes.text(w) for w in wording.limits(found)])
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_the_report(tmp_path):
+  grid = [{"size": "35k", "seed": 0, "poisons": dose} for dose in (0, 64)]
+  plan = made_studies.make_study(tmp_path / "w", grid, lambda s: 60.0)
+  # The made-up cells name a code version that is not this one.
+  said = _run("run", f"--workdir={plan.workdir}", "--slots=1", "--mix_code")
+  assert "All 2 cells of the study are finished." in said
+  assert (tmp_path / "w" / "report" / "report.html").exists()

@@ -47,15 +47,13 @@ class Draws:
   components: Components
 
 
-def compare_draws(analysis: Analysis) -> Draws | None:
-  """Returns the variances of draws and seeds; None without pinned draws."""
+def compare_draws(analysis: Analysis) -> Draws:
+  """Returns the variances of draws and seeds, of runs with pinned draws."""
   members = [
     o
     for o in analysis.results.outcomes
     if o.finished and o.arm == "poisoned" and o.draw and o.nats is not None
   ]
-  if not members:
-    return None
   return Draws(
     tuple(members),
     variance.components(
@@ -93,7 +91,9 @@ def variances(draws: Draws) -> Table:
     "Poison draws against training seeds",
     (("source",), ("standard deviation, nats",)),
     tuple(
-      ((words,), _component(component, origin)) for words, component in sources
+      ((words,), _component(component, origin))
+      for words, component in sources
+      if draws.outcomes
     ),
     caption,
   )
@@ -109,15 +109,15 @@ def _component(component: Component | None, origin) -> tuple[Node, ...]:
   )
 
 
-def power_table(analysis: Analysis) -> Table | None:
+def power_table(analysis: Analysis) -> Table:
   """How often studies with more seeds would reach each verdict.
 
   Simulated with the study's sizes and doses, and with the spread between
-  seeds that its own fit has. None where nothing could be fitted.
+  seeds that its own fit has. No rows where nothing could be fitted.
   """
-  line = analysis.by_tokens.line
-  if line is None:
-    return None
+  title = "How many seeds would settle it"
+  if analysis.by_tokens.line is None:
+    return Table(title, (), (), ())
   design = _design(analysis)
   own = tuple(
     sum(m.rung == rung for m in analysis.ladders) for rung in _rungs(analysis)
@@ -136,7 +136,7 @@ def power_table(analysis: Analysis) -> Table | None:
   origin = computed(analysis.entries, "power.py, power_table")
   verdicts = [v for v in _SHOWN if any(r.verdicts[v].successes for r in rows)]
   return Table(
-    "How many seeds would settle it",
+    title,
     (
       ("seeds a size",),
       ("true elasticity",),

@@ -134,13 +134,14 @@ def _unfinished(results: Results) -> Words:
     count(done, "finished cells"),
     " of ",
     count(cells, "cells"),
-    " cells are finished; verdict and tables rest on these alone",
+    " cells are finished; verdict and tables rest on these alone, and may "
+    "change: the test was stated for the whole study",
   )
   if results.unfinished:
     words += (
-      ", the curves over training also show ",
+      ". The curves over training also show ",
       count(len(results.unfinished), "unfinished cells with an evaluation"),
-      " that have an evaluation",
+      " unfinished ones",
     )
   return (*words, ".")
 
@@ -181,15 +182,16 @@ def _censored(analysis: Analysis) -> Words:
   beyond = kinds.count(Censoring.RIGHT)
   below = kinds.count(Censoring.LEFT)
   return (
-    "Of ",
+    "Ladders of doses, one a seed and size: ",
     number(len(kinds), ",d", origin),
-    " seeds and sizes ",
+    ", of which ",
     number(kinds.count(Censoring.INTERVAL), ",d", origin),
-    " change from failure to success between two doses; ",
+    " change from failure to success between two doses, ",
     number(beyond, ",d", origin),
-    " fail at the highest dose they were given, and ",
+    " fail up to the highest dose they were given and ",
     number(below, ",d", origin),
-    " succeed at the lowest. Of these only one bound is known (censored).",
+    " succeed from the lowest on. Of the last two kinds only one bound is "
+    "known (censored).",
   )
 
 

@@ -63,34 +63,19 @@ def write(analysis: Analysis, *, out: Folder, command: str) -> str:
 def _tables(analysis: Analysis) -> tuple[list[Table], list[tuple[str, str]]]:
   """Returns the tables with data; and titles of the others, and why."""
   draws = seeds.compare_draws(analysis)
-  made = {
-    "Rival laws": (
-      tables.laws(analysis),
-      "there is no fit: it takes sizes whose seeds succeed and fail",
-    ),
-    "Poison draws against training seeds": (
-      None if draws is None else seeds.variances(draws),
-      "no finished run pins its draw",
-    ),
-    "How many seeds would settle it": (
-      seeds.power_table(analysis),
-      "there is no fit to start from",
-    ),
-  }
-  shown = [
-    tables.success(analysis),
-    tables.needed(analysis),
-    made["Rival laws"][0],
-    measure_tables.measures(analysis),
-    measure_tables.doses(analysis),
-    *(table for table, _ in list(made.values())[1:]),
+  wanted = [
+    (tables.success(analysis), "no poisoned or clean run is finished"),
+    (tables.needed(analysis), "no seed has a finished run with poison"),
+    (tables.laws(analysis), "it takes sizes whose seeds succeed and fail"),
+    (measure_tables.measures(analysis), "no run is finished"),
+    (measure_tables.doses(analysis), "no poisoned run is finished"),
+    (seeds.variances(draws), "no finished run pins its draw"),
+    (seeds.power_table(analysis), "there is no fit to start from"),
   ]
-  left_out = [
-    (title, why)
-    for title, (table, why) in made.items()
-    if table is None or not table.rows
-  ]
-  return [table for table in shown if table and table.rows], left_out
+  return (
+    [table for table, _ in wanted if table.rows],
+    [(table.title, why) for table, why in wanted if not table.rows],
+  )
 
 
 def _samples(
