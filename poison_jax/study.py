@@ -20,7 +20,6 @@ says why, `run --retry` runs them again); 75 stopped by a signal, all saved.
 
 import os
 import shlex
-from collections.abc import Sequence
 
 from absl import flags
 from rich.console import Console
@@ -36,7 +35,6 @@ from poison_jax.studies.grid import study as study_lib
 from poison_jax.studies.grid.claims import Claims
 from poison_jax.studies.grid.plan import Plan
 from poison_jax.studies.grid.states import Kind
-from poison_jax.studies.results import Missing
 from poison_jax.training.stop import StopSignals
 from poison_jax.training.topology import parse_topology
 
@@ -187,13 +185,13 @@ def _report() -> None:
   if damaged:
     raise CheckFailed(
       f"{len(damaged)} cell(s) can't be read and are not in the report, such "
-      f"as {damaged[0].cell.label}: {damaged[0].reason}"
+      f"as {damaged[0]}"
     )
 
 
-def _report_on(plan: Plan) -> Sequence[Missing]:
-  """Writes the report and returns the cells that can't be read."""
-  # Half a second and 80 MB, for those who ask for it.
+def _report_on(plan: Plan) -> list[str]:
+  """Writes the report; returns a line for each cell that can't be read."""
+  # It loads Matplotlib and SciPy, which the other verbs do without.
   from poison_jax.studies.study_report import reporting
 
   words = ["python", "-m", "poison_jax.study", "report"]

@@ -12,7 +12,6 @@ from rich.text import Text
 from poison_jax.data.folder import Folder
 from poison_jax.studies import results
 from poison_jax.studies.grid.plan import Plan
-from poison_jax.studies.results import Missing
 from poison_jax.studies.study_report import nodes, wording, writing
 from poison_jax.studies.study_report.analysis import Analysis, analyse
 from poison_jax.studies.study_report.tables import success_words
@@ -20,14 +19,17 @@ from poison_jax.studies.study_report.tables import success_words
 
 def report(
   plan: Plan, *, out: Folder, command: str, console: Console
-) -> tuple[Missing, ...]:
-  """Writes report.html and figures/ into `out`; returns the damaged cells.
+) -> list[str]:
+  """Writes report.html and figures/ into `out`; returns what is damaged.
 
   Args:
     plan: of the study, of which any part may be there.
     out: a folder, made where it is missing; or one in a bucket.
     command: the one that makes this report.
     console: says the verdict.
+
+  Returns:
+    a line for each cell that can't be read: which, the file, and why.
 
   Raises:
     OSError: the folder can't be written.
@@ -37,7 +39,7 @@ def report(
   _say(console, analysis)
   written = writing.write(analysis, out=out, command=command)
   console.print(Text(f"Report: {written}"))
-  return analysis.results.damaged
+  return _damage(analysis)
 
 
 def _say(console: Console, analysis: Analysis) -> None:
@@ -48,8 +50,12 @@ def _say(console: Console, analysis: Analysis) -> None:
   console.print(Text(nodes.text(wording.explanation(analysis))))
   for words in wording.limits(analysis):
     console.print(Text(f"  {nodes.text(words)}"))
-  for missing in analysis.results.damaged:
-    console.print(Text(f"note: {missing.cell.label}: {missing.reason}"))
+  for line in _damage(analysis):
+    console.print(Text(f"note: {line}"))
+
+
+def _damage(analysis: Analysis) -> list[str]:
+  return [f"{m.cell.label}: {m.reason}" for m in analysis.results.damaged]
 
 
 def _table(analysis: Analysis) -> Table:
