@@ -1,14 +1,18 @@
-"""Plans and runs a whole study: a grid of runs.
+"""Plans, runs and reports a whole study: a grid of runs.
 
   python -m poison_jax.study plan   --study=configs/studies/paper.py
   python -m poison_jax.study run    --study=configs/studies/tiny.py \\
     --workdir=studies/tiny
   python -m poison_jax.study status --workdir=studies/tiny
+  python -m poison_jax.study report --workdir=studies/tiny
 
 `plan` prints the cells with FLOPs, hours and price, and runs nothing. `run`
 begins a study or goes on with it (then --workdir is enough), cell by cell;
 stopped at any moment, or started twice, on one machine or on several that share
-the folder, it runs no cell twice. `status` shows every cell.
+the folder, it runs no cell twice. It ends with the report. `status` shows every
+cell. `report` writes report.html and figures/ into WORKDIR/report, or into
+--out, from whatever is there: what is missing stands in the page. A cell that
+can't be read is left out and named; the exit code is 3, the report is written.
 
 Cells run on this machine; with --on=slurm, an array of --slots jobs each runs
 cells on its node; with --on=tpu, launch/tpu_vm.sh makes a slice a cell, --slots
@@ -31,6 +35,7 @@ from rich.console import Console
 from rich.text import Text
 
 from poison_jax import command
+from poison_jax.data.folder import Folder
 from poison_jax.errors import CheckFailed, Stopped, UserError
 from poison_jax.studies import costs
 from poison_jax.studies.grid import backends, live, pricing, states, versions
@@ -45,7 +50,7 @@ from poison_jax.training.topology import parse_topology
 
 _WIDTH = 110  # Columns that a table has at least.
 _STORE_LOOKED_EVERY = 5  # Seconds, while another process writes it.
-_VERBS = ("plan", "run", "status")
+_VERBS = ("plan", "run", "status", "report")
 
 _STUDY = flags.DEFINE_string(
   "study", None, "The study's file, like configs/studies/paper.py:twins=true."
@@ -76,9 +81,13 @@ _MIX_CODE = flags.DEFINE_bool(
 _DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "run: prints the commands instead."
 )
+_OUT = flags.DEFINE_string(
+  "out", None, "report: its folder; --workdir/report by default."
+)
 # Flags that other verbs have no use for.
 _ONLY_FOR = {
   "study": ("plan", "run"),
+  "out": ("report",),
   **dict.fromkeys(("topology", "mfu", "prices"), ("plan",)),
   **dict.fromkeys(("on", "slots", "retry", "mix_code", "dry_run"), ("run",)),
 }
@@ -101,7 +110,10 @@ def main(arguments: list[str]) -> None:
       raise UserError(
         f"--{name} is nothing to study {verb}: it is for {' and '.join(verbs)}"
       )
-  {"plan": _plan, "run": lambda: _run(options), "status": _status}[verb]()
+  if verb == "run":
+    _run(options)
+  else:
+    {"plan": _plan, "status": _status, "report": _report}[verb]()
 
 
 def _plan() -> None:
@@ -171,6 +183,7 @@ def _run(options: list[str]) -> None:
         stop=stop,
         show=shown.show,
       )
+  _report_on(plan)
   failed = [state for state in ended if state.kind is Kind.FAILED]
   if failed:
     raise CheckFailed(
@@ -257,6 +270,33 @@ def _status() -> None:
   console.print(live.table(found, rows=None))
   for line in (live.summary(found, left=left), *live.notes(found)):
     console.print(Text(line), soft_wrap=True)
+
+
+def _report() -> None:
+  """Reports the study as far as it got."""
+  damaged = _report_on(plan_lib.read(_workdir()))
+  if damaged:
+    raise CheckFailed(
+      f"{len(damaged)} cell(s) can't be read and are not in the report, such "
+      f"as {damaged[0]}"
+    )
+
+
+def _report_on(plan: Plan) -> list[str]:
+  """Writes the report; returns a line for each cell that can't be read."""
+  # It loads Matplotlib and SciPy, which the other verbs do without.
+  from poison_jax.studies.study_report import reporting
+
+  words = ["python", "-m", "poison_jax.study", "report"]
+  words.append(f"--workdir={plan.workdir}")
+  if _OUT.value:
+    words.append(f"--out={_OUT.value}")
+  return reporting.report(
+    plan,
+    out=Folder(_OUT.value or f"{plan.workdir.rstrip('/')}/report"),
+    command=shlex.join(words),
+    console=Console(highlight=False, soft_wrap=True),
+  )
 
 
 def _workdir() -> str:

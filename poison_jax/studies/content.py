@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 
 from poison_jax.studies import appendix, page, tables, wording
 from poison_jax.studies.charts import Chart
-from poison_jax.studies.origins import Entry, Origin, Quoted
+from poison_jax.studies.origins import Entry, Number, Origin, Quoted
 from poison_jax.studies.page import Drawing, Node, element
 from poison_jax.studies.samples import Sample
 from poison_jax.studies.verdict import Verdict
+
+_LETTERS = 12  # More runs of a figure are counted instead.
 
 
 def build(
@@ -37,7 +39,7 @@ def build(
     _header(entries),
     _verdict(entries, verdicts),
     _measures(entries, verdicts),
-    _figures(charts),
+    figures_section(charts),
     appendix.samples_section(entries, samples),
     appendix.configuration(entries),
     appendix.origins_section(
@@ -196,7 +198,8 @@ def _cell(cell: tables.Cell) -> list[Node]:
   return [cell.value, " ", interval]
 
 
-def _figures(charts: Sequence[Chart]) -> Node:
+def figures_section(charts: Sequence[Chart]) -> Node:
+  """Returns all figures with their captions."""
   sections: list[Node] = []
   for chart in charts:
     origin = Origin(chart.entries, f"figures/{chart.name}.csv")
@@ -209,9 +212,8 @@ def _figures(charts: Sequence[Chart]) -> Node:
         element(
           "figcaption",
           *chart.caption,
-          " Runs: ",
-          *_joined([appendix.letter(e) for e in chart.entries], ", "),
-          ". Numbers: ",
+          *_runs(chart.entries, origin),
+          " Numbers: ",
           element(
             "a",
             Quoted(f"figures/{chart.name}.csv", origin),
@@ -224,6 +226,14 @@ def _figures(charts: Sequence[Chart]) -> Node:
   if not sections:
     sections = [element("p", "There are no metrics to draw yet.")]
   return element("section", element("h2", "Figures"), *sections)
+
+
+def _runs(entries: Sequence[Entry], origin: Origin) -> list[Node]:
+  """Returns the letters of the runs; of many how many there are."""
+  if len(entries) > _LETTERS:
+    return [" Runs: ", Number(len(entries), "d", origin), ", listed below."]
+  letters = [appendix.letter(entry) for entry in entries]
+  return [" Runs: ", *_joined(letters, ", "), "."]
 
 
 def _panels_class(panels: Sequence[Drawing]) -> str:

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 
 from poison_jax.studies.runs import Run
 
+# An origin of more runs names them by their letters.
+_WRITTEN_OUT = 3
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -49,7 +52,16 @@ class Origin:
       raise ValueError("an origin must name its source")
 
   def describe(self) -> str:
-    """Returns one line that names the source and each run."""
+    """Returns one line that names the source and each run.
+
+    Of many runs the letters: the page lists their hashes and commands once.
+    """
+    if len(self.entries) > _WRITTEN_OUT:
+      letters = " ".join(entry.letter for entry in self.entries)
+      return (
+        f"{self.source}; {len(self.entries)} runs, listed with hashes, code "
+        f"and command at the end of this page: {letters}"
+      )
     return "; ".join([self.source, *(e.describe() for e in self.entries)])
 
 

@@ -103,6 +103,11 @@ def styles_for(arms: Sequence[str]) -> list[Style]:
   return [_STYLES[i] for i in taken]
 
 
+def numbered(i: int) -> Style:
+  """Returns the style of the i-th of several lines; they repeat after 7."""
+  return _STYLES[i % len(_STYLES)]
+
+
 def new_figure(*, width: float, height: float) -> Figure:
   """Returns an empty figure, sizes in inches; call inside `context`."""
   return Figure(figsize=(width, height), layout="constrained")

@@ -79,8 +79,8 @@ def table(
     made.add_row(
       *(str(settings.get(name, "")) for name in axes),
       str(cost.cells),
-      _short(first.parameters),
-      _short(tokens),
+      short(first.parameters),
+      short(tokens),
       *_money(cost),
     )
   made.add_section()
@@ -101,7 +101,7 @@ def _money(cost: Total) -> tuple[str, str, str]:
   )
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
   """Returns "608M", "6.08B" or "33.1k"."""
   for power, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
     if number >= power:

@@ -1,0 +1,265 @@
+"""What stands on a study's page, from the verdict down to the origins."""
+
+from collections.abc import Mapping, Sequence
+
+from poison_jax import config as config_lib
+from poison_jax.studies import appendix, page
+from poison_jax.studies.charts import Chart
+from poison_jax.studies.content import figures_section
+from poison_jax.studies.origins import Entry, Origin, Quoted
+from poison_jax.studies.page import Node, element
+from poison_jax.studies.results import Missing
+from poison_jax.studies.samples import Sample
+from poison_jax.studies.study_report import wording
+from poison_jax.studies.study_report.analysis import Analysis
+from poison_jax.studies.study_report.nodes import count
+from poison_jax.studies.study_report.tables import Cell, Table
+
+_PLAN = Origin((), "study.json")
+
+
+def build(
+  analysis: Analysis,
+  *,
+  tables: Sequence[Table],
+  charts: Sequence[Chart],
+  left_out: Sequence[tuple[str, str]],
+  samples: Mapping[str, tuple[int, list[Sample]]],
+  shown: Sequence[Entry],
+  command: str,
+  code_version: str,
+) -> str:
+  """Returns the page.
+
+  Args:
+    analysis: of the study.
+    tables: in their order.
+    charts: what is drawn.
+    left_out: titles of figures and tables without data, and why.
+    samples: (step, samples) by a run's letter.
+    shown: the runs of which samples are shown, in order.
+    command: the one that makes this page.
+    code_version: of the code that makes it.
+
+  Raises:
+    page.OriginMissing: a number has no origin.
+  """
+  here = Origin((), "the command line of this report")
+  children = (
+    _header(analysis),
+    _verdict(analysis),
+    _tables(tables),
+    figures_section(charts),
+    appendix.samples_section(shown, samples),
+    _missing(analysis, left_out),
+    _configuration(analysis),
+    _runs(analysis, Quoted(command, here), Quoted(code_version, here)),
+  )
+  return page.document(
+    title="Poisoning study", children=tuple(c for c in children if c)
+  )
+
+
+def _header(analysis: Analysis) -> Node:
+  plan = analysis.results.plan
+  return element(
+    "header",
+    element("h1", "Poisoning study ", Quoted(plan.name, _PLAN)),
+    element("p", Quoted(plan.question, _PLAN), attributes={"class": "lead"}),
+  )
+
+
+def _verdict(analysis: Analysis) -> Node:
+  damage = wording.damage(analysis.results)
+  notes = (
+    [element("p", *damage, attributes={"class": "call"})] if damage else []
+  )
+  return element(
+    "section",
+    element("h2", "Verdict"),
+    *notes,
+    element("p", wording.headline(analysis), attributes={"class": "call"}),
+    element("p", *wording.explanation(analysis)),
+    element("h3", "What this can and cannot say"),
+    element(
+      "ul",
+      *(element("li", *words) for words in wording.limits(analysis)),
+      attributes={"class": "bars"},
+    ),
+  )
+
+
+def _tables(tables: Sequence[Table]) -> Node:
+  nodes: list[Node] = []
+  for table in tables:
+    nodes += [
+      element("h3", table.title),
+      _table(table),
+      element("p", *table.caption, attributes={"class": "caption"}),
+    ]
+  return element("section", element("h2", "Numbers"), *nodes)
+
+
+def _table(table: Table) -> Node:
+  head = element(
+    "tr",
+    *(element("th", *c, attributes={"scope": "col"}) for c in table.head),
+  )
+  rows = (
+    element(
+      "tr",
+      element("th", *first, attributes={"scope": "row"}),
+      *(element("td", *cell) for cell in rest),
+    )
+    for first, *rest in table.rows
+  )
+  return element(
+    "div",
+    element("table", element("thead", head), element("tbody", *rows)),
+    attributes={"class": "wide dense" if len(table.head) > 6 else "wide"},
+  )
+
+
+def _missing(analysis: Analysis, left_out: Sequence[tuple[str, str]]) -> Node:
+  """Returns the cells and figures that the page lacks; "" for none."""
+  results = analysis.results
+  waiting = [m for m in results.missing if not m.damaged]
+  items: list[Node] = [
+    element("li", _label(m), ": ", _reason(m)) for m in results.damaged
+  ]
+  items += [
+    element(
+      "li",
+      Quoted(o.entry.run.name, _PLAN),
+      ": ",
+      *wording.why_unfinished(o),
+    )
+    for o in results.unfinished
+  ]
+  items += [element("li", title, ": ", why) for title, why in left_out]
+  if waiting:
+    items.append(
+      element(
+        "li",
+        count(len(waiting), "cells without an evaluation"),
+        " cells without an evaluation",
+        _folded(waiting),
+      )
+    )
+  if not items:
+    return ""
+  return element(
+    "section",
+    element("h2", "What is missing"),
+    element("ul", *items, attributes={"class": "bars"}),
+  )
+
+
+def _folded(waiting: Sequence[Missing]) -> Node:
+  return element(
+    "details",
+    element("summary", "Which, and why"),
+    element(
+      "ul",
+      *(element("li", _label(m), ": ", _reason(m)) for m in waiting),
+    ),
+  )
+
+
+def _label(missing: Missing) -> Node:
+  return Quoted(f"{missing.cell.label} ({missing.cell.hash})", _PLAN)
+
+
+def _reason(missing: Missing) -> Node:
+  return Quoted(missing.reason, Origin((), "read while making this report"))
+
+
+def _configuration(analysis: Analysis) -> Node:
+  """Returns the fields that all runs share, and the values of the others."""
+  entries = analysis.results.entries
+  if not entries:
+    return ""
+  flat = [config_lib.flatten(e.run.config) for e in entries]
+  source = Origin(tuple(entries), "config.json of every run")
+  shared, differing = [], []
+  for key, value in flat[0].items():
+    values = list(dict.fromkeys(repr(values[key]) for values in flat))
+    if len(values) == 1:
+      shared.append(f"{key} = {value if value != '' else repr(value)}")
+    else:
+      differing.append(f"{key} = {', '.join(values)}")
+  return element(
+    "section",
+    element("h2", "Configuration"),
+    element(
+      "details",
+      element("summary", "Where the runs differ"),
+      element("pre", Quoted("\n".join(differing), source)),
+    ),
+    element(
+      "details",
+      element("summary", "What all runs share"),
+      element("pre", Quoted("\n".join(shared), source)),
+    ),
+  )
+
+
+def _runs(analysis: Analysis, command: Quoted, code_version: Quoted) -> Node:
+  """Returns the runs that every origin on the page names by letter."""
+  head: tuple[Cell, ...] = (
+    ("run",),
+    ("cell",),
+    ("config hash",),
+    ("ledger hash",),
+    ("plan hash",),
+    ("code version",),
+    ("command; the folder is its last part",),
+  )
+  rows = (
+    element(
+      "tr",
+      element("th", f"[{e.letter}]", attributes={"scope": "row"}),
+      *(element("td", node) for node in _origin(e)),
+      attributes={"id": page.anchor(e.letter), "class": "run"},
+    )
+    for e in analysis.results.entries
+  )
+  header = element(
+    "tr", *(element("th", *c, attributes={"scope": "col"}) for c in head)
+  )
+  return element(
+    "section",
+    element("h2", "Runs, ledgers and origins"),
+    element(
+      "div",
+      element("table", element("thead", header), element("tbody", *rows)),
+      attributes={"class": "wide small"},
+    ),
+    element(
+      "p",
+      "Any of them is checked against its ledger by ",
+      element(
+        "code",
+        Quoted("python -m poison_jax.ledger verify FOLDER", _PLAN),
+      ),
+      ". This page: ",
+      element("code", command),
+      "; code ",
+      element("code", code_version),
+      ".",
+      attributes={"class": "caption"},
+    ),
+  )
+
+
+def _origin(entry: Entry) -> list[Node]:
+  run, source = entry.run, Origin((entry,), "the run's folder")
+  values = (
+    run.name,
+    run.config_hash,
+    run.ledger.hash,
+    run.ledger.plan_hash,
+    run.code_version,
+    run.command,
+  )
+  return [element("code", Quoted(value, source)) for value in values]
