@@ -1,21 +1,17 @@
 """An attempt at a cell: a process that trains it, and what it said last."""
 
-import ctypes
 import dataclasses
-import functools
 import os
 import signal
 import subprocess
 import sys
 import time
 
+from poison_jax.studies.grid import settle
 from poison_jax.studies.grid.backends import Start
 from poison_jax.studies.grid.study import Cell
 from poison_jax.version import code_version
 
-# Linux alone tells a process that its parent has died.
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Characters of what a process said last that are kept for its message.
 _TAIL = 4000
 
@@ -68,33 +64,21 @@ def begin(cell: Cell, start: Start, *, log: str, step: int) -> Attempt:
     step: that the run has reached.
 
   Raises:
-    OSError: there is no such program, or the log can't be written.
+    OSError: the log can't be written.
   """
+  cores = ",".join(map(str, start.cores))
+  settled = (sys.executable, settle.__file__, str(os.getpid()), cores)
   with open(log, "ab") as file:
     said = file.tell()  # The process shares the position, and moves it.
     process = subprocess.Popen(
-      start.command,
+      (*settled, *start.command),
       stdin=subprocess.DEVNULL,
       stdout=file,
       stderr=subprocess.STDOUT,
       env={**os.environ, **start.environment},
       start_new_session=True,  # Ctrl-C is ours to hand on.
-      preexec_fn=functools.partial(_settle, start.cores, os.getpid()),
     )
   return Attempt(cell, process, log, said, time.time(), step, code_version())
-
-
-def _settle(cores: tuple[int, ...], parent: int) -> None:
-  """In a new process: takes its cores, and gets SIGTERM when we are killed.
-
-  So the cells of a killed dispatcher save, and wait for the next one.
-  """
-  if cores and _LIBC is not None:
-    os.sched_setaffinity(0, cores)
-  if _LIBC is not None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # It was killed before that.
-      os.kill(os.getpid(), signal.SIGTERM)
 
 
 def signal_name(number: int) -> str:
