@@ -76,13 +76,27 @@ def test_each_cell_has_a_gpu_of_its_own(monkeypatch, tmp_path):
 
 def test_a_cell_really_runs_on_its_cores(tmp_path):
   core = min(os.sched_getaffinity(0))
-  process = subprocess.Popen(
-    ["sh", "-c", "grep Cpus_allowed_list /proc/self/status"],
-    stdout=subprocess.PIPE,
-    text=True,
-    preexec_fn=lambda: attempts._settle((core,), os.getppid()),
+  command = ("sh", "-c", "grep Cpus_allowed_list /proc/self/status")
+  log = tmp_path / "log"
+  attempt = attempts.begin(
+    make_plan(tmp_path / "s").cells[0],
+    backends.Start(command, {}, (core,)),
+    log=str(log),
+    step=0,
   )
-  assert process.communicate()[0].split() == ["Cpus_allowed_list:", str(core)]
+  assert attempt.process.wait() == 0
+  assert log.read_text().split() == ["Cpus_allowed_list:", str(core)]
+
+
+def test_a_program_that_is_missing_is_named(tmp_path):
+  attempt = attempts.begin(
+    make_plan(tmp_path / "s").cells[0],
+    backends.Start(("no-such-program",), {}, ()),
+    log=str(tmp_path / "log"),
+    step=0,
+  )
+  assert attempt.process.wait() == 2
+  assert attempt.last_line() == "no-such-program: No such file or directory"
 
 
 # SLURM.
