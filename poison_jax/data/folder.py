@@ -27,8 +27,6 @@ from poison_jax.errors import UserError
 INNER_CHUNK = 4096
 
 _PARTIAL = ".partial"
-# Tells this process from one of the same number on another machine.
-_TOKEN = uuid.uuid4().hex[:8]
 _LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
 
 
@@ -293,8 +291,9 @@ def _created(spec: dict[str, Any], *, replace: bool) -> ts.TensorStore:
 
 
 def _partial_name(path: str) -> str:
+  """Returns a name that no thread, process or machine has a second time."""
   head, tail = os.path.split(path)
-  return os.path.join(head, f".{tail}.{os.getpid()}-{_TOKEN}{_PARTIAL}")
+  return os.path.join(head, f".{tail}.{uuid.uuid4().hex[:12]}{_PARTIAL}")
 
 
 def _keys(name: str) -> tuple[ts.KvStore.KeyRange, ts.KvStore.KeyRange]:
