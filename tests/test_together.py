@@ -409,9 +409,19 @@ def test_the_command_equals_train_evaluations_included(store, tmp_path):
     for line, other in zip(joint, alone, strict=True):
       assert line.keys() == other.keys()
       for key in line:
+        if key == "eval/room_share":
+          continue
         # Differences of perplexities are near 0: absolute for them.
         expected = pytest.approx(other[key], rel=_TOLERANCE, abs=1e-4)
         assert line[key] == expected, key
+      if "eval/room_share" in line:
+        # The room is the ceiling minus the clean log-perplexity, of which it
+        # keeps the absolute error.
+        share = other["eval/room_share"]
+        room = other["eval/log_perplexity_increase"] / share
+        of_room = other["eval/clean/log_perplexity"] / abs(room)
+        expected = pytest.approx(share, rel=_TOLERANCE * (1 + of_room))
+        assert line["eval/room_share"] == expected
 
 
 @pytest.mark.slow
