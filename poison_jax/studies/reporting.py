@@ -1,10 +1,11 @@
 """Writes a report: the page, and the figures beside it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from poison_jax import version
 from poison_jax.data.folder import Folder
-from poison_jax.studies import content, figures, samples
+from poison_jax.studies import content, samples
+from poison_jax.studies import figures as figures_lib
 from poison_jax.studies.origins import Entry
 from poison_jax.studies.verdict import Verdict
 
@@ -28,7 +29,7 @@ def write(
     OSError: the folder can't be written.
     UserError: the bucket can't be.
   """
-  charts = figures.all_charts(entries)
+  charts = figures_lib.all_charts(entries)
   found = {
     entry.letter: pair
     for entry in entries
@@ -50,7 +51,12 @@ def write(
     command=command,
     code_version=version.code_version(),
   )
-  for name, data in files.items():
+  return publish(out, page, figures=files)
+
+
+def publish(out: Folder, page: str, *, figures: Mapping[str, bytes]) -> str:
+  """Writes a page and the files of its figures; returns the page's path."""
+  for name, data in figures.items():
     out.write(f"figures/{name}", data)
   # Last, so that a page never names figures that are not there.
   out.write("report.html", page.encode("utf-8"))

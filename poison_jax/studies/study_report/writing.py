@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from poison_jax import version
 from poison_jax.data.folder import Folder
-from poison_jax.studies import samples
+from poison_jax.studies import reporting, samples
 from poison_jax.studies.origins import Entry
 from poison_jax.studies.outcomes import Outcome
 from poison_jax.studies.study_report import (
@@ -53,11 +53,7 @@ def write(analysis: Analysis, *, out: Folder, command: str) -> str:
     command=command,
     code_version=version.code_version(),
   )
-  for name, data in files.items():
-    out.write(f"figures/{name}", data)
-  # Last, so that a page never names figures that are not there.
-  out.write("report.html", page.encode("utf-8"))
-  return f"{out.path}/report.html"
+  return reporting.publish(out, page, figures=files)
 
 
 def _tables(analysis: Analysis) -> tuple[list[Table], list[tuple[str, str]]]:
