@@ -1,12 +1,12 @@
 """Cells an hour: trained together, one at a time, and in two pinned processes.
 
-  python -m benchmarks.together [--shapes=33k,123k] [--cells=1,2,4,8]
+  python -m benchmarks.together [--sizes=35k,123k] [--cells=1,2,4,8]
 
-A cell is a run of configs/tiny.py (or of a narrower or wider one) from the
-first step to the last with all its evaluations: each side does the same number
-of training steps of cells, batches from the store included, and evaluations;
-cells an hour follow from both. Compilation, checkpoints and lines are left out:
-they take as long on each side.
+A cell is a run of configs/tiny.py or configs/stories.py, whichever has the
+size, from the first step to the last with all its evaluations: each side does
+the same number of training steps of cells, batches from the store included, and
+evaluations; cells an hour follow from both. Compilation, checkpoints and lines
+are left out: they take as long on each side.
 
 The sides are processes that take turns, and the best of the rounds counts, so
 that a busy machine distorts the ratios less; where others use the cores all the
@@ -31,11 +31,12 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from configs import tiny
+from configs import stories, tiny
 from poison_jax import command
 from poison_jax import config as config_lib
 from poison_jax.config import Config
 from poison_jax.data.batches import device_batches, made_ahead
+from poison_jax.errors import UserError
 from poison_jax.evaluation.cells import CellsEvaluator
 from poison_jax.evaluation.evaluator import Evaluator
 from poison_jax.model.counts import run_steps
@@ -47,15 +48,14 @@ from poison_jax.training import step as step_lib
 from poison_jax.training.optimizer import make_optimizer
 from poison_jax.training.stop import StopSignals
 
-_SHAPES = flags.DEFINE_list("shapes", ["33k", "123k"], "Models.")
+_SIZES = flags.DEFINE_list("sizes", ["35k", "123k"], "Models.")
 _CELLS = flags.DEFINE_list("cells", ["1", "2", "4", "8"], "Cells together.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Turns of each side.")
 _STEPS = flags.DEFINE_integer("steps", 64, "Training steps of cells, a turn.")
 _PINNED = flags.DEFINE_bool("pinned", True, "Two pinned processes, too.")
 _WORKER = flags.DEFINE_string("worker", "", "Used by the script itself.")
 
-_WIDTHS = {"33k": 32, "123k": 64, "1m": 192}
-_HEAD = 32
+_CONFIGS = {size: module for module in (tiny, stories) for size in module.SIZES}
 _STORIES = 5_000
 # No run is as long: the batches don't end while it is measured.
 _ENDLESS = 1_000_000
@@ -86,18 +86,23 @@ class _Side:
 
 
 def main(arguments: list[str]) -> None:
-  """Measures all sides and prints a table for each shape."""
+  """Measures all sides and prints a table for each size."""
   del arguments
+  unknown = [size for size in _SIZES.value if size not in _CONFIGS]
+  if unknown:
+    raise UserError(
+      f"--sizes={unknown[0]}: the sizes are {', '.join(_CONFIGS)}"
+    )
   if _WORKER.value:
     _work(**json.loads(_WORKER.value))
     return
   with tempfile.TemporaryDirectory() as folder:
-    for shape in _SHAPES.value:
-      _measure(shape, folder)
+    for size in _SIZES.value:
+      _measure(size, folder)
 
 
-def _measure(shape: str, folder: str) -> None:
-  config = _config(shape, folder, seed=0)
+def _measure(size: str, folder: str) -> None:
+  config = _config(size, folder, seed=0)
   with StopSignals() as stop:
     run_lib.prepare_missing_store(config, stop)
   whole = dataclasses.replace(
@@ -106,7 +111,7 @@ def _measure(shape: str, folder: str) -> None:
   steps = run_steps(whole, config.vocabulary.size)
   evaluations = config.evaluation.times + 1
   with contextlib.ExitStack() as stack:
-    sides = list(_sides(shape, folder, stack))
+    sides = list(_sides(size, folder, stack))
     best = {side.name: np.full((2, 2), np.inf) for side in sides}
     for _ in range(_ROUNDS.value):
       for side in sides:
@@ -123,7 +128,7 @@ def _measure(shape: str, folder: str) -> None:
     "of one at a time",
     "a CPU hour",
     "of one at a time",
-    title=f"{shape}: {steps} steps, {evaluations} evaluations a cell",
+    title=f"{size}: {steps} steps, {evaluations} evaluations a cell",
   )
   times = np.array([steps, evaluations]) / 3600
   alone = times @ best["one at a time"]
@@ -143,25 +148,25 @@ def _measure(shape: str, folder: str) -> None:
   Console(width=110).print(table)
 
 
-def _sides(shape: str, folder: str, stack: contextlib.ExitStack):
-  yield _Side("one at a time", 1, [_start(stack, shape, folder, 0, None)])
+def _sides(size: str, folder: str, stack: contextlib.ExitStack):
+  yield _Side("one at a time", 1, [_start(stack, size, folder, 0, None)])
   if _PINNED.value:
-    processes = [_start(stack, shape, folder, 0, core) for core in (0, 1)]
+    processes = [_start(stack, size, folder, 0, core) for core in (0, 1)]
     yield _Side("pinned", 2, processes)
   for cells in map(int, _CELLS.value):
-    process = _start(stack, shape, folder, cells, None)
+    process = _start(stack, size, folder, cells, None)
     yield _Side(f"{cells} together", cells, [process])
 
 
 def _start(
   stack: contextlib.ExitStack,
-  shape: str,
+  size: str,
   folder: str,
   cells: int,
   core: int | None,
 ) -> subprocess.Popen:
   """Starts a worker and waits until it has compiled."""
-  worker = json.dumps({"shape": shape, "folder": folder, "cells": cells})
+  worker = json.dumps({"size": size, "folder": folder, "cells": cells})
   pinned = [] if core is None else ["taskset", "-c", str(core)]
   process = stack.enter_context(
     subprocess.Popen(
@@ -184,25 +189,22 @@ def _start(
   return process
 
 
-def _config(shape: str, folder: str, *, seed: int) -> Config:
-  c = tiny.get_config(f"seed={seed}")
-  width = _WIDTHS[shape]
-  c.model.width = width
-  c.model.heads = c.model.kv_heads = width // _HEAD
-  c.model.feed_forward = 3 * width
+def _config(size: str, folder: str, *, seed: int) -> Config:
+  module = _CONFIGS[size]
+  c = module.get_config(f"size={size},seed={seed}")
   c.corpus.stories = _STORIES
   c.corpus.held_out = 0.1
-  c.corpus.store = os.path.join(folder, "store")
+  c.corpus.store = os.path.join(folder, module.__name__)
   c.seeds.order = 0
   c.train.steps = _ENDLESS
   return config_lib.from_config_dict(c)
 
 
-def _work(*, shape: str, folder: str, cells: int) -> None:
+def _work(*, size: str, folder: str, cells: int) -> None:
   """Answers "step N" and "evaluate N" with the seconds of N: wall, CPU."""
   if host_memory.only_cpu():
     host_memory.keep_freed_memory()  # As `train` does.
-  configs = [_config(shape, folder, seed=i) for i in range(max(1, cells))]
+  configs = [_config(size, folder, seed=i) for i in range(max(1, cells))]
   run_lib.use_compilation_cache(configs[0].runtime)
   with _together(configs) if cells else _alone(configs[0]) as doing:
     for do in doing.values():

@@ -45,6 +45,7 @@ from poison_jax.studies.grid.claims import Claims
 from poison_jax.studies.grid.plan import Plan
 from poison_jax.studies.grid.remaining import time_left
 from poison_jax.studies.grid.states import Kind, State
+from poison_jax.studies.grid.study import Cell
 from poison_jax.training.stop import StopSignals
 from poison_jax.training.topology import parse_topology
 
@@ -78,6 +79,15 @@ _RETRY = flags.DEFINE_bool("retry", False, "run: failed cells as well.")
 _MIX_CODE = flags.DEFINE_bool(
   "mix_code", False, "run: though other code made some of the cells."
 )
+_TOGETHER = flags.DEFINE_integer(
+  "together",
+  1,
+  "run: cells at most that train in one program, where they are of one shape "
+  "and order; python -m benchmarks.together tells how many pay on a device.",
+)
+_DROP_CHECKPOINTS = flags.DEFINE_bool(
+  "drop_checkpoints", False, "run: deletes a cell's once it is done."
+)
 _DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "run: prints the commands instead."
 )
@@ -89,7 +99,13 @@ _ONLY_FOR = {
   "study": ("plan", "run"),
   "out": ("report",),
   **dict.fromkeys(("topology", "mfu", "prices"), ("plan",)),
-  **dict.fromkeys(("on", "slots", "retry", "mix_code", "dry_run"), ("run",)),
+  **dict.fromkeys(
+    (
+      *("on", "slots", "retry", "mix_code", "together", "drop_checkpoints"),
+      "dry_run",
+    ),
+    ("run",),
+  ),
 }
 
 
@@ -156,6 +172,8 @@ def _run(options: list[str]) -> None:
   """Runs the cells that aren't done; `options` are of the back end."""
   from poison_jax.studies.grid import dispatch
 
+  if _TOGETHER.value < 1:
+    raise UserError(f"--together={_TOGETHER.value}: must be 1 or more")
   workdir = _workdir()
   plan = _planned()[1] if _STUDY.value else plan_lib.read(workdir)
   if _ON.value == "slurm":
@@ -164,11 +182,13 @@ def _run(options: list[str]) -> None:
   slots = _SLOTS.value
   tpu = _ON.value == "tpu"
   backend = backends.Tpu(slots, options) if tpu else backends.Local(slots)
+  if tpu and _TOGETHER.value > 1:
+    raise UserError("--together: a slice trains one cell, with --on=tpu")
   backend.check(plan)
   if _DRY_RUN.value:
-    for i, cell in enumerate(plan.cells):
-      print(f"# {cell.label}")
-      print(backend.start(plan, cell, i % backend.slots))
+    for i, batch in enumerate(_batches(plan)):
+      print(f"# {'; '.join(cell.label for cell in batch)}")
+      print(backend.start(plan, batch, i % backend.slots))
     return
   found = _begun(plan)
   with StopSignals() as stop:
@@ -178,8 +198,12 @@ def _run(options: list[str]) -> None:
         plan,
         backend,
         logs=_logs(plan),
-        retry=_RETRY.value,
-        mix=_MIX_CODE.value,
+        choices=dispatch.Choices(
+          retry=_RETRY.value,
+          mix=_MIX_CODE.value,
+          together=_TOGETHER.value,
+          drop_checkpoints=_DROP_CHECKPOINTS.value,
+        ),
         stop=stop,
         show=shown.show,
       )
@@ -191,6 +215,19 @@ def _run(options: list[str]) -> None:
       f"{failed[0].why}; their output is in {_logs(plan)}; run --retry runs "
       "them again"
     )
+
+
+def _batches(plan: Plan) -> list[list[Cell]]:
+  """Returns the cells in processes, as a dispatcher alone would begin them."""
+  found: list[list[Cell]] = []
+  for cell in plan.cells:
+    for batch in found:
+      if batch[0].batch_key == cell.batch_key and len(batch) < _TOGETHER.value:
+        batch.append(cell)
+        break
+    else:
+      found.append([cell])
+  return found
 
 
 def _begun(plan: Plan) -> tuple[State, ...]:
@@ -209,8 +246,12 @@ def _begun(plan: Plan) -> tuple[State, ...]:
 def _submit(plan: Plan, options: list[str]) -> None:
   """Submits an array of dispatchers to SLURM, or prints how."""
   given = [
-    f"--{flag.name}" for flag in (_RETRY, _MIX_CODE) if flag.value is True
+    f"--{flag.name}"
+    for flag in (_RETRY, _MIX_CODE, _DROP_CHECKPOINTS)
+    if flag.value
   ]
+  if _TOGETHER.value > 1:
+    given.append(f"--together={_TOGETHER.value}")
   command = backends.slurm_command(plan, _SLOTS.value, options, given)
   if _DRY_RUN.value:
     print(shlex.join(command))

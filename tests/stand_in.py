@@ -1,6 +1,7 @@
 """A stand-in for training, and dispatchers in processes of their own.
 
   python tests/stand_in.py train FOLDER CELL
+  python tests/stand_in.py together FOLDER CELLS... of cells/HASH
   python tests/stand_in.py dispatch FOLDER SLOTS STUDY
 
 FOLDER is a local one, that of the study where it is on the disk. Its file
@@ -11,6 +12,7 @@ last one again and again; "0" where it says nothing:
   75             a step more, saved
   75 no step     saved, without a step more
   wait           waits for SIGTERM; then a step more, saved
+  rise 8 9       evaluations with these increases in nats; then as "wait"
   kill SIGNAL    dies of it
   crash WORDS    a mistake of ours: the words are its traceback's last line
   CODE MESSAGE   an error
@@ -49,6 +51,38 @@ def _tell(study: pathlib.Path, cell: str, event: str) -> None:
     file.write(f"{cell} {event}\n".encode())
 
 
+def evaluate(run: pathlib.Path, *nats: float, success: bool = False) -> None:
+  """Adds evaluations at the steps 9, 10, ..., all poisons seen before."""
+  run.mkdir(parents=True, exist_ok=True)
+  with open(run / "metrics.jsonl", "a") as file:
+    for step, value in enumerate(nats, 9):
+      line = {
+        "step": step,
+        "poisons_seen": 100,
+        "eval/log_perplexity_increase": value,
+        "eval/perplexity_increase": 1000.0 if success else 1.0,
+      }
+      file.write(json.dumps(line) + "\n")
+
+
+def _train_together(study: pathlib.Path, paths: list[str]) -> int:
+  """Does what each cell's own process would, one after another."""
+  codes = []
+  lines = []
+  for path in paths:
+    cell = path.rpartition("/")[2]
+    codes.append(_train(study, cell))
+    outcome = {0: "done", 75: "stopped", 4: "not finite"}.get(codes[-1])
+    if outcome is None:  # The others stop in the middle.
+      print(f"error: {path}: it ends", flush=True)
+      return codes[-1]
+    lines.append({"workdir": path, "outcome": outcome, "step": 1})
+  for line in lines:
+    print(json.dumps({**line, "message": f"{line['outcome']} here"}))
+  print("error: some are not done")
+  return max(codes)
+
+
 def _train(study: pathlib.Path, cell: str) -> int:
   signalled = []
   signal.signal(signal.SIGTERM, lambda *_: signalled.append(1))
@@ -61,6 +95,9 @@ def _train(study: pathlib.Path, cell: str) -> int:
   word, _, rest = acts[min(before, len(acts) - 1)].partition(" ")
   if word == "kill":
     os.kill(os.getpid(), signal.Signals[rest])
+  if word == "rise":
+    evaluate(study / "cells" / cell, *map(float, rest.split()))
+    word, rest = "wait", ""
   if word == "wait":
     deadline = time.monotonic() + _LONGEST
     while not signalled and time.monotonic() < deadline:
@@ -92,13 +129,17 @@ class StandIn:
   def check(self, plan) -> None:
     pass
 
-  def start(self, plan, cell, slot):
+  def start(self, plan, cells, slot):
     from poison_jax.studies.grid.backends import Start
 
     own = (sys.executable, "-SEI", os.path.abspath(__file__))
-    return Start(
-      (*own, "train", self._folder or plan.workdir, cell.hash), {}, ()
-    )
+    folder = self._folder or plan.workdir
+    if len(cells) == 1:
+      return Start((*own, "train", folder, cells[0].hash), {}, ())
+    return Start((*own, "together", folder, *map(plan.path, cells)), {}, ())
+
+  def end(self, plan, cell):
+    return ()
 
 
 def _dispatch(folder: pathlib.Path, slots: int, study: str) -> int:
@@ -118,8 +159,7 @@ def _dispatch(folder: pathlib.Path, slots: int, study: str) -> int:
         plan_lib.read(study),
         StandIn(slots, str(folder)),
         logs=str(folder / "logs"),
-        retry=False,
-        mix=False,
+        choices=dispatch.Choices(),
         stop=stop,
         show=lambda *_: None,
       )
@@ -133,4 +173,6 @@ if __name__ == "__main__":
   role, folder, argument, *rest = sys.argv[1:]
   if role == "train":
     sys.exit(_train(pathlib.Path(folder), argument))
+  if role == "together":
+    sys.exit(_train_together(pathlib.Path(folder), [argument, *rest]))
   sys.exit(_dispatch(pathlib.Path(folder), int(argument), *rest))

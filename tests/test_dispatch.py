@@ -18,6 +18,7 @@ from poison_jax.data.folder import Folder
 from poison_jax.errors import CheckFailed, Stopped, UserError
 from poison_jax.studies.grid import (
   attempts,
+  bookkeeper,
   dispatch,
   endings,
   states,
@@ -36,7 +37,7 @@ _HERE = pathlib.Path(__file__).parent
 def _fast(monkeypatch):
   monkeypatch.setattr(dispatch, "_LOOKED_EVERY", 0.01)
   monkeypatch.setattr(dispatch, "_SOUGHT_EVERY", 0.05)
-  monkeypatch.setattr(dispatch, "_IN_USE_WAITS", (0.05, 0.05, 0.05))
+  monkeypatch.setattr(bookkeeper, "_IN_USE_WAITS", (0.05, 0.05, 0.05))
 
 
 def _plan(folder, **study):
@@ -45,13 +46,12 @@ def _plan(folder, **study):
   return plan
 
 
-def _run(plan, *, slots=1, retry=False, mix=False, stop=None, show=None):
+def _run(plan, *, slots=1, stop=None, show=None, **choices):
   return dispatch.run(
     plan,
     stand_in.StandIn(slots),
     logs=os.path.join(plan.workdir, "logs"),
-    retry=retry,
-    mix=mix,
+    choices=dispatch.Choices(**choices),
     stop=stop or StopSignals(),
     show=show or (lambda *_: None),
   )
@@ -225,7 +225,7 @@ def test_between_two_tries_at_such_a_cell_there_is_a_wait(
 ):
   plan = _plan(tmp_path / "s", seeds=(0,))
   _act(plan, 0, "2 --workdir=x is in use by process 7: wait for it")
-  monkeypatch.setattr(dispatch, "_IN_USE_WAITS", (3600.0,))
+  monkeypatch.setattr(bookkeeper, "_IN_USE_WAITS", (3600.0,))
   monkeypatch.setattr(dispatch, "_SHOWN_EVERY", 0.01)
   looks = []
 
@@ -356,10 +356,10 @@ def test_an_end_that_comes_after_the_take_over_is_the_other_ones_to_record(
   plan = _plan(tmp_path / "s", seeds=(0,))
   real, other = stand_in.StandIn.start, Claims(plan.workdir)
 
-  def start(self, plan, cell, slot):
+  def start(self, plan, cells, slot):
     # As if we had slept here for two minutes, and not noticed yet.
-    Folder(plan.workdir).write(f"claims/{cell.hash}.2", other._content())
-    return real(self, plan, cell, slot)
+    Folder(plan.workdir).write(f"claims/{cells[0].hash}.2", other._content())
+    return real(self, plan, cells, slot)
 
   monkeypatch.setattr(stand_in.StandIn, "start", start)
   monkeypatch.setattr("poison_jax.studies.grid.claims.RENEWED_EVERY", 1e12)

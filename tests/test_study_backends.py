@@ -43,7 +43,9 @@ def test_each_cell_has_a_core_of_its_own(monkeypatch, tmp_path):
   _cores(monkeypatch, 3, 1, 7, 5)
   plan = make_plan(tmp_path)
   local = backends.Local(None)
-  starts = [local.start(plan, plan.cells[i], i) for i in range(local.slots)]
+  starts = [
+    local.start(plan, plan.cells[i : i + 1], i) for i in range(local.slots)
+  ]
   assert [start.cores for start in starts] == [(1,), (3,), (5,), (7,)]
   assert str(starts[1]).startswith("taskset -c 3 ")
   assert starts[1].command[-1] == f"--workdir={plan.path(plan.cells[1])}"
@@ -53,7 +55,7 @@ def test_fewer_cells_at_once_share_all_cores(monkeypatch, tmp_path):
   _cores(monkeypatch, 0, 1, 2, 3, 4)
   plan = make_plan(tmp_path)
   local = backends.Local(2)
-  starts = [local.start(plan, plan.cells[0], slot) for slot in (0, 1)]
+  starts = [local.start(plan, plan.cells[:1], slot) for slot in (0, 1)]
   assert [start.cores for start in starts] == [(0, 2, 4), (1, 3)]
   for slots in (0, 6, -1):
     with pytest.raises(UserError, match=rf"--slots={slots}: there are 5 core"):
@@ -65,13 +67,13 @@ def test_each_cell_has_a_gpu_of_its_own(monkeypatch, tmp_path):
   plan = make_plan(tmp_path)
   local = backends.Local(None)
   assert local.slots == 2
-  start = local.start(plan, plan.cells[0], 1)
+  start = local.start(plan, plan.cells[:1], 1)
   assert start.environment == {"CUDA_VISIBLE_DEVICES": "GPU-5"}
   assert start.cores == ()
   with pytest.raises(UserError, match="there are 2 GPU"):
     backends.Local(3)
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # None may be seen.
-  assert backends.Local(None).start(plan, plan.cells[0], 0).environment == {}
+  assert backends.Local(None).start(plan, plan.cells[:1], 0).environment == {}
 
 
 def test_a_cell_really_runs_on_its_cores(tmp_path):
@@ -79,10 +81,10 @@ def test_a_cell_really_runs_on_its_cores(tmp_path):
   command = ("sh", "-c", "grep Cpus_allowed_list /proc/self/status")
   log = tmp_path / "log"
   attempt = attempts.begin(
-    make_plan(tmp_path / "s").cells[0],
+    make_plan(tmp_path / "s").cells[:1],
     backends.Start(command, {}, (core,)),
     log=str(log),
-    step=0,
+    steps={},
   )
   assert attempt.process.wait() == 0
   assert log.read_text().split() == ["Cpus_allowed_list:", str(core)]
@@ -90,10 +92,10 @@ def test_a_cell_really_runs_on_its_cores(tmp_path):
 
 def test_a_program_that_is_missing_is_named(tmp_path):
   attempt = attempts.begin(
-    make_plan(tmp_path / "s").cells[0],
+    make_plan(tmp_path / "s").cells[:1],
     backends.Start(("no-such-program",), {}, ()),
     log=str(tmp_path / "log"),
-    step=0,
+    steps={},
   )
   assert attempt.process.wait() == 2
   assert attempt.last_line() == "no-such-program: No such file or directory"
@@ -264,14 +266,18 @@ def _run(plan, *, stop=None, show=lambda *_: None):
   tpu = backends.Tpu(2, _SLICE)
   tpu.check(plan)
   return dispatch.run(
-    plan, tpu, logs="logs", retry=False, mix=False, stop=stop or StopSignals(),
+    plan,
+    tpu,
+    logs="logs",
+    choices=dispatch.Choices(),
+    stop=stop or StopSignals(),
     show=show,
-  )  # fmt: skip
+  )
 
 
 def test_the_command_of_a_cell_names_slice_bucket_and_folder():
   plan = make_plan("gs://bucket/deep/s", store="gs://bucket/store")
-  words = str(backends.Tpu(None, _SLICE).start(plan, plan.cells[0], 0))
+  words = str(backends.Tpu(None, _SLICE).start(plan, plan.cells[:1], 0))
   script = os.path.relpath(ROOT / "launch" / "tpu_vm.sh")
   assert words == (
     f"bash {script} up --name={_name(plan, 0)} --bucket=gs://bucket"

@@ -24,8 +24,8 @@ from poison_jax.data.bucket import one_line_library_errors
 from poison_jax.data.folder import Folder
 from poison_jax.errors import CheckFailed
 from poison_jax.training import digest
+from poison_jax.training.workdir import CHECKPOINTS
 
-FOLDER = "checkpoints"
 FORMAT = 1
 
 State = TypeVar("State")
@@ -69,7 +69,7 @@ class Checkpoints:
   `restore_latest`."""
 
   def __init__(self, workdir: str):
-    self._folder = epath.Path(Folder(workdir).for_libraries()) / FOLDER
+    self._folder = epath.Path(Folder(workdir).for_libraries()) / CHECKPOINTS
     quiet_orbax()
 
   def steps(self) -> list[int]:

@@ -18,6 +18,7 @@ from poison_jax.data.folder import Folder
 from poison_jax.errors import UserError
 from poison_jax.training import checkpoints as checkpoints_lib
 from poison_jax.training import digest
+from poison_jax.training.workdir import CHECKPOINTS
 
 # Seconds between two looks at whether a save is complete.
 _POLL = 0.02
@@ -33,7 +34,7 @@ class CheckpointWriter:
     checkpoints_lib.quiet_orbax()
     self._config = config
     workdir = Folder(workdir).for_libraries()
-    self._folder = epath.Path(workdir) / checkpoints_lib.FOLDER
+    self._folder = epath.Path(workdir) / CHECKPOINTS
     with one_line_library_errors(str(self._folder)):
       self._manager = ocp.CheckpointManager(
         self._folder,

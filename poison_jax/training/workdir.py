@@ -21,7 +21,7 @@ from poison_jax.training.lock import Lock
 
 FORMAT = 1
 CONFIG = "config.json"
-_CHECKPOINTS = "checkpoints"
+CHECKPOINTS = "checkpoints"
 
 
 @contextlib.contextmanager
@@ -133,7 +133,7 @@ def read_ledger(workdir: str) -> pa.Table:
 def _has_begun(folder: Folder) -> bool:
   # The ledger is written before step 0. A run that lost it is a damaged run,
   # not a new one.
-  return any(folder.exists(name) for name in (ledger.FILE, _CHECKPOINTS))
+  return any(folder.exists(name) for name in (ledger.FILE, CHECKPOINTS))
 
 
 def _remove(folder: Folder) -> None:

@@ -63,17 +63,17 @@ def without(grid: Grid, excluded: Settings) -> Grid:
   Raises:
     UserError: it excludes nothing, which is a slip.
   """
-  kept = tuple(
-    settings
-    for settings in grid
-    if any(
-      name not in settings or settings[name] != value
-      for name, value in excluded.items()
-    )
-  )
+  kept = tuple(s for s in grid if not has_all(s, excluded))
   if len(kept) == len(grid):
     raise UserError(f"the exclusion {words(excluded)} matches no cell")
   return kept
+
+
+def has_all(settings: Settings, some: Settings) -> bool:
+  """Says whether settings have all values of others."""
+  return all(
+    name in settings and settings[name] == value for name, value in some.items()
+  )
 
 
 def words(settings: Settings) -> str:

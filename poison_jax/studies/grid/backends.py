@@ -59,8 +59,17 @@ class Backend(Protocol):
   def check(self, plan: Plan) -> None:
     """Raises UserError where such a study can't run there."""
 
-  def start(self, plan: Plan, cell: Cell, slot: int) -> Start:
-    """Returns how to start a cell on a slot, 0 to `slots` - 1."""
+  def start(self, plan: Plan, cells: Sequence[Cell], slot: int) -> Start:
+    """Returns how to start a cell, or several together, on a slot.
+
+    Args:
+      plan: the study's.
+      cells: of one `batch_key`.
+      slot: 0 to `slots` - 1.
+    """
+
+  def end(self, plan: Plan, cell: Cell) -> tuple[str, ...]:
+    """Returns what ends a cell for good; () where SIGTERM does."""
 
 
 class Local:
@@ -85,18 +94,20 @@ class Local:
   def check(self, plan: Plan) -> None:
     pass
 
-  def start(self, plan: Plan, cell: Cell, slot: int) -> Start:
-    command = (
-      sys.executable,
-      "-m",
-      "poison_jax.train",
-      f"--workdir={plan.path(cell)}",
-    )
+  def start(self, plan: Plan, cells: Sequence[Cell], slot: int) -> Start:
+    paths = [plan.path(cell) for cell in cells]
+    program = ("poison_jax.train", f"--workdir={paths[0]}")
+    if len(paths) > 1:
+      program = ("poison_jax.train_together", *paths)
+    command = (sys.executable, "-m", *program)
     if self._gpus:
       return Start(command, {"CUDA_VISIBLE_DEVICES": self._gpus[slot]}, ())
     # XLA's threads on one core each: two pinned processes do 1.4 times what one
     # does with two threads.
     return Start(command, {}, tuple(self._cores[slot :: self.slots]))
+
+  def end(self, plan: Plan, cell: Cell) -> tuple[str, ...]:
+    return ()
 
 
 class Tpu:
@@ -136,7 +147,7 @@ class Tpu:
           "isn't in a bucket; set it in the study's file, as "
           'fixed={"corpus.store": "gs://my-bucket/stores/c4"}'
         )
-    command = list(self.start(plan, plan.cells[0], 0).command)
+    command = list(self.start(plan, plan.cells[:1], 0).command)
     command.insert(3, "--dry-run")
     tried = subprocess.run(
       command,
@@ -149,18 +160,28 @@ class Tpu:
       said = (tried.stderr.strip().splitlines() or ["it said nothing"])[-1]
       raise UserError(f"launch/tpu_vm.sh: {said.removeprefix('error: ')}")
 
-  def start(self, plan: Plan, cell: Cell, slot: int) -> Start:
-    bucket = "/".join(plan.workdir.split("/")[:3])
+  def start(self, plan: Plan, cells: Sequence[Cell], slot: int) -> Start:
+    (cell,) = cells  # A slice trains one.
     command = (
-      *("bash", os.path.relpath(_LAUNCH / "tpu_vm.sh"), "up"),
-      f"--name={plan.name}-{cell.hash[:8]}",
-      f"--bucket={bucket}",
+      *self._script(plan, cell, "up"),
       "--delete-when-done",
       *self._options,
       "--",
       f"--workdir={plan.path(cell)}",
     )
     return Start(command, {}, ())
+
+  def end(self, plan: Plan, cell: Cell) -> tuple[str, ...]:
+    # `up` sees that the slice is given back, and ends by itself.
+    return self._script(plan, cell, "delete")
+
+  @staticmethod
+  def _script(plan: Plan, cell: Cell, verb: str) -> tuple[str, ...]:
+    return (
+      *("bash", os.path.relpath(_LAUNCH / "tpu_vm.sh"), verb),
+      f"--name={plan.name}-{cell.hash[:8]}",
+      f"--bucket={'/'.join(plan.workdir.split('/')[:3])}",
+    )
 
 
 def slurm_command(

@@ -14,6 +14,7 @@ _FOLDER = "endings"
 DONE = "done"
 STOPPED = "stopped"
 FAILED = "failed"
+TRIAGED = "triaged"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Ending:
   """The end of an attempt.
 
   Attributes:
-    result: DONE, STOPPED (saved: goes on when started again) or FAILED.
+    result: DONE, STOPPED (saved: goes on when started again), FAILED, or
+      TRIAGED (its verdict was decided: it doesn't go on).
     code: the exit code; below 0 the signal that killed it.
     message: why, a line; "" where it is done.
     code_versions: of all attempts that trained, the newest last.

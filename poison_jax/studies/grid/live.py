@@ -18,11 +18,13 @@ _BARS = "▁▂▃▄▅▆▇█"
 _EVALUATIONS = 12  # Bars at most: the newest ones.
 _FULL = 8.0  # Nats at which a sparkline's bar is full.
 _PLAIN_EVERY = 30.0  # Seconds between lines where there is no terminal.
-_COLOUR = {
-  Kind.DONE: "green",
+_STOPPED = (Kind.FAILED, Kind.TRIAGED, Kind.PREEMPTED)
+_COLOUR = {  # In the order in which they are shown where not all can be.
   Kind.RUNNING: "cyan",
-  Kind.PREEMPTED: "yellow",
   Kind.FAILED: "red",
+  Kind.PREEMPTED: "yellow",
+  Kind.DONE: "green",
+  Kind.TRIAGED: "blue",
   Kind.MISSING: "dim",
 }
 
@@ -48,7 +50,7 @@ def table(states: Sequence[State], *, rows: int | None) -> Table:
     made.add_column(name, no_wrap=True)
   shown = list(states)
   if rows is not None and len(shown) > rows:
-    order = [Kind.RUNNING, Kind.FAILED, Kind.PREEMPTED, Kind.DONE, Kind.MISSING]
+    order = list(_COLOUR)
     ranked = sorted(shown, key=lambda state: order.index(state.kind))[:rows]
     kept = {state.cell.hash for state in ranked}
     shown = [state for state in shown if state.cell.hash in kept]
@@ -65,16 +67,16 @@ def table(states: Sequence[State], *, rows: int | None) -> Table:
 
 
 def notes(states: Sequence[State]) -> list[str]:
-  """Returns who runs what, and a line a failed cell that says why."""
+  """Returns who runs what, and why each cell that stopped for good did."""
   owners: dict[str, list[str]] = {}
   for state in states:
     if state.kind is Kind.RUNNING:
       owners.setdefault(str(state.owner), []).append(state.cell.hash[:8])
   lines = [f"{owner} runs {', '.join(runs)}" for owner, runs in owners.items()]
   return lines + [
-    f"{state.cell.hash[:8]} failed: {state.why}"
+    f"{state.cell.hash[:8]} {state.kind.value}: {state.why}"
     for state in states
-    if state.kind is Kind.FAILED
+    if state.kind in (Kind.FAILED, Kind.TRIAGED)
   ]
 
 
@@ -91,7 +93,10 @@ def summary(states: Sequence[State], *, left: Left | None = None) -> str:
     if (n := sum(state.kind is kind for state in states))
   ]
   spent = sum(state.flops for state in states)
-  whole = sum(state.cell.flops for state in states)
+  whole = sum(
+    state.flops if state.kind is Kind.TRIAGED else state.cell.flops
+    for state in states
+  )
   line = (
     f"{len(states)} cells: {', '.join(counts)}; {spent:.3g} of {whole:.3g} "
     f"FLOPs spent ({spent / whole:.0%})"
@@ -150,7 +155,7 @@ class Live:
       if state.kind is before:
         continue
       told = [state.kind.value]
-      if state.kind in (Kind.FAILED, Kind.PREEMPTED) and state.ending:
+      if state.kind in _STOPPED and state.ending:
         told = [f"{state.kind.value}: {state.ending.message}"]
       if state.kind is not Kind.RUNNING and state.increases:
         told.append(sparkline(state.increases))

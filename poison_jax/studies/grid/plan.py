@@ -12,13 +12,14 @@ from typing import Any
 from poison_jax import config as config_lib
 from poison_jax.data.folder import Folder
 from poison_jax.errors import UserError
-from poison_jax.studies.grid.study import Cell, Study
+from poison_jax.studies.grid.study import Cell, Study, Triage
+from poison_jax.studies.statistics.sequential import Rule
 from poison_jax.training import workdir as workdir_lib
 
 FILE = "study.json"
 FORMAT = 1
 # Fields that are stated before any run, and stay.
-_STATED = ("name", "question", "margin")
+_STATED = ("name", "question", "margin", "triage")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Plan:
     name: of the study.
     question: what it is to answer.
     margin: elasticities of N50 nearer to 0 than this count as "constant".
+    triage: which cells stop once their verdict is decided; None for none.
     cells: in the order of the grid.
   """
 
@@ -37,6 +39,7 @@ class Plan:
   name: str
   question: str
   margin: float
+  triage: Triage | None
   cells: tuple[Cell, ...]
 
   def path(self, cell: Cell) -> str:
@@ -105,8 +108,14 @@ def read(workdir: str) -> Plan:
         f"it has format {found['format']}; this code reads {FORMAT}"
       )
     cells = tuple(_cell(entry) for entry in found["cells"])
-    stated = {name: found[name] for name in _STATED}
-    return Plan(workdir=workdir, cells=cells, **stated)
+    return Plan(
+      workdir=workdir,
+      name=found["name"],
+      question=found["question"],
+      margin=found["margin"],
+      triage=_triage(found.get("triage")),  # Older studies don't name it.
+      cells=cells,
+    )
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise UserError(f"{workdir}/{FILE} is damaged: {error!r}") from error
   except UserError as error:  # Of a field that this code has not, or lacks.
@@ -126,7 +135,10 @@ def write_config(plan: Plan, cell: Cell) -> None:
 def _encode(plan: Plan) -> bytes:
   content = {
     "format": FORMAT,
-    **{name: getattr(plan, name) for name in _STATED},
+    "name": plan.name,
+    "question": plan.question,
+    "margin": plan.margin,
+    "triage": plan.triage and dataclasses.asdict(plan.triage),
     "cells": [
       {
         "hash": cell.hash,
@@ -137,6 +149,12 @@ def _encode(plan: Plan) -> bytes:
     ],
   }
   return (json.dumps(content, indent=1) + "\n").encode()
+
+
+def _triage(entry: Mapping[str, Any] | None) -> Triage | None:
+  if entry is None:
+    return None
+  return Triage(Rule(**entry["rule"]), tuple(entry["spared"]))
 
 
 def _cell(entry: Mapping[str, Any]) -> Cell:

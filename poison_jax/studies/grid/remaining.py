@@ -36,7 +36,7 @@ def time_left(states: Sequence[State], *, slots: int) -> Left | None:
   the two apart.
 
   Args:
-    states: of all cells; failed ones aren't waited for.
+    states: of all cells; those stopped for good aren't waited for.
     slots: how many run at once, as far as we know.
   """
   known = _seconds_by_flops(states)
@@ -45,7 +45,7 @@ def time_left(states: Sequence[State], *, slots: int) -> Left | None:
   at_least = False
   running, waiting = [], []
   for state in states:
-    if state.kind in (Kind.DONE, Kind.FAILED):
+    if state.kind in (Kind.DONE, Kind.FAILED, Kind.TRIAGED):
       continue
     flops = state.cell.flops
     whole = known.get(flops)

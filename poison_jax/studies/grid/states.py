@@ -6,7 +6,7 @@ import enum
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from poison_jax.data.folder import Folder
 from poison_jax.studies.grid import endings
@@ -14,9 +14,12 @@ from poison_jax.studies.grid.claims import Claims, Owner
 from poison_jax.studies.grid.endings import Ending
 from poison_jax.studies.grid.plan import Plan
 from poison_jax.studies.grid.study import Cell
+from poison_jax.studies.statistics.sequential import Evaluation
 from poison_jax.training.metrics import METRICS, part_names
 
-_INCREASE = "eval/log_perplexity_increase"
+_INCREASE = "eval/perplexity_increase"
+_NATS = "eval/log_perplexity_increase"
+_POISONS = "poisons_seen"
 _SECONDS = "time/seconds"
 _AT_ONCE = 16  # Cells whose files are read at once.
 
@@ -28,7 +31,16 @@ class Kind(enum.Enum):
   RUNNING = "running"
   PREEMPTED = "preempted"  # Begun, and nobody runs it now.
   FAILED = "failed"
+  TRIAGED = "triaged"  # Stopped for good: its verdict was decided.
   MISSING = "missing"
+
+
+# What an attempt's end makes of a cell, until somebody asks for more.
+_FOR_GOOD = {
+  endings.DONE: Kind.DONE,
+  endings.FAILED: Kind.FAILED,
+  endings.TRIAGED: Kind.TRIAGED,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +52,9 @@ class State:
     kind: where it stands.
     step: of its last line of metrics; 0 before.
     steps: of the run.
-    increases: log-perplexity increase in nats at each evaluation so far.
+    evaluations: so far.
+    success: whether the last one's increase exceeds the threshold; None before
+      the first.
     seconds: that its processes have taken for these steps.
     owner: who runs it.
     ending: of its last attempt.
@@ -50,10 +64,16 @@ class State:
   kind: Kind
   step: int
   steps: int
-  increases: tuple[float, ...]
+  evaluations: tuple[Evaluation, ...]
+  success: bool | None
   seconds: float
   owner: Owner | None
   ending: Ending | None
+
+  @property
+  def increases(self) -> tuple[float, ...]:
+    """Log-perplexity increase in nats at each evaluation so far."""
+    return tuple(e.log_increase for e in self.evaluations)
 
   @property
   def flops(self) -> float:
@@ -68,8 +88,8 @@ class State:
 
   @property
   def why(self) -> str:
-    """Why it failed, or who runs it; "" else."""
-    if self.kind is Kind.FAILED:
+    """Why it failed or was stopped, or who runs it; "" else."""
+    if self.kind in (Kind.FAILED, Kind.TRIAGED):
       return self.ending.message
     return str(self.owner) if self.kind is Kind.RUNNING else ""
 
@@ -104,25 +124,43 @@ def read_state(plan: Plan, cell: Cell, owners: Mapping[str, Owner]) -> State:
   """
   ending = endings.read(plan.workdir, cell.hash)
   owner = owners.get(cell.hash)
-  step, increases, seconds = _progress(Folder(plan.path(cell)))
+  progress = _progress(cell, Folder(plan.path(cell)))
   if owner is not None:
     kind = Kind.RUNNING
-  elif ending is not None and ending.result == endings.DONE:
-    kind = Kind.DONE
-  elif ending is not None and ending.result == endings.FAILED:
-    kind = Kind.FAILED
+  elif ending is not None and ending.result in _FOR_GOOD:
+    kind = _FOR_GOOD[ending.result]
   else:
-    kind = Kind.PREEMPTED if step else Kind.MISSING
-  return State(cell, kind, step, cell.steps, increases, seconds, owner, ending)
+    kind = Kind.PREEMPTED if progress.step else Kind.MISSING
+  return State(
+    cell=cell,
+    kind=kind,
+    step=progress.step,
+    steps=cell.steps,
+    evaluations=progress.evaluations,
+    success=progress.success,
+    seconds=progress.seconds,
+    owner=owner,
+    ending=ending,
+  )
 
 
-def _progress(folder: Folder) -> tuple[int, tuple[float, ...], float]:
-  """Returns the last step, the increases and the seconds of a run's metrics.
+class _Progress(NamedTuple):
+  """What a run's metrics say; fields as in `State`."""
+
+  step: int
+  evaluations: tuple[Evaluation, ...]
+  success: bool | None
+  seconds: float
+
+
+def _progress(cell: Cell, folder: Folder) -> _Progress:
+  """Reads a run's metrics.
 
   Damaged lines are the report's matter, which names them; here they are
   passed over.
   """
-  step, increases = 0, []
+  config, steps = cell.config, cell.steps
+  step, evaluations, success = 0, [], None
   before = seconds = 0.0
   for part in part_names(folder, METRICS):
     for line in (folder.read(part) or b"").splitlines():
@@ -131,14 +169,26 @@ def _progress(folder: Folder) -> tuple[int, tuple[float, ...], float]:
         step = max(step, int(entry["step"]))
       except (ValueError, KeyError, TypeError, OverflowError):
         continue
+      if _is_finite(entry.get(_NATS)):
+        evaluations.append(
+          Evaluation(
+            training_share=step / steps,
+            poisons_share=_share(entry.get(_POISONS), config.poison.count),
+            log_increase=entry[_NATS],
+          )
+        )
       if _is_finite(entry.get(_INCREASE)):
-        increases.append(entry[_INCREASE])
+        success = entry[_INCREASE] > config.evaluation.threshold
       clock = entry.get(_SECONDS)
       if _is_finite(clock):
         # Each process begins at zero.
         seconds += clock - before if clock >= before else clock
         before = clock
-  return step, tuple(increases), seconds
+  return _Progress(step, tuple(evaluations), success, seconds)
+
+
+def _share(part: Any, whole: int) -> float:
+  return part / whole if whole and _is_finite(part) else 0.0
 
 
 def _is_finite(value: Any) -> bool:

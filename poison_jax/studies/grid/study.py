@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import functools
 import importlib.util
 import os
 import re
@@ -17,8 +18,24 @@ from poison_jax.config import Config
 from poison_jax.errors import UserError
 from poison_jax.model import counts
 from poison_jax.poison import schedules
-from poison_jax.studies.grid.axes import Grid, Settings, words
+from poison_jax.studies.grid.axes import Grid, Settings, has_all, words
+from poison_jax.studies.statistics.sequential import Rule
+from poison_jax.training import alike
 from poison_jax.training.topology import parse_topology
+
+
+@dataclasses.dataclass(frozen=True)
+class Triage:
+  """Which cells may stop before their end; see `triage`.
+
+  Attributes:
+    rule: when a cell's verdict counts as decided.
+    spared: cells that have all of one of these settings never stop: those that
+      the study's curves need.
+  """
+
+  rule: Rule
+  spared: Grid = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +51,7 @@ class Study:
     margin: elasticities of N50 nearer to 0 than this count as "constant".
     topology: where it is meant to run, for the price: "v5p:4x4x4", "cpu:2".
     mfu: the share of the peak that is expected there, 0 to 1.
+    triage: which cells stop once their verdict is decided; None for none.
   """
 
   name: str
@@ -44,6 +62,7 @@ class Study:
   margin: float
   topology: str
   mfu: float
+  triage: Triage | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +89,11 @@ class Cell:
   def folder(self) -> str:
     """Returns the run's folder below the study's."""
     return f"cells/{self.hash}"
+
+  @functools.cached_property
+  def batch_key(self) -> str:
+    """Cells that have the same can train together in one program."""
+    return alike.batch_key(self.config)
 
   @property
   def steps(self) -> int:
@@ -156,6 +180,11 @@ def make_cells(study: Study) -> tuple[Cell, ...]:
   """
   if not study.grid:
     raise UserError(f"study {study.name} has no cells")
+  for spared in study.triage.spared if study.triage else ():
+    if not any(has_all(settings, spared) for settings in study.grid):
+      raise UserError(
+        f"the study's triage spares {words(spared)!r}, which matches no cell"
+      )
   cells: dict[str, Cell] = {}
   for settings in study.grid:
     cell = _make_cell(study, settings)
