@@ -1,205 +1,183 @@
-"""Batches on devices: those of the mixture, ahead of time, errors included."""
+"""Cells that a dispatcher trains together: each ends as if it were alone."""
 
-import os
-import subprocess
-import sys
-import threading
-import time
+import json
+import pathlib
+import signal
 
-import jax
-import numpy as np
 import pytest
-from array_store import ArrayStore
-from test_mixture import _config
+import stand_in
+from small_study import make_plan
 
-from poison_jax.data.batches import device_batches
-from poison_jax.data.mixture import Batch, make_mixture
-
-_STEPS = 12
-
-
-@pytest.fixture(name="mixture", scope="module")
-def _mixture():
-  store = ArrayStore(documents=200, seed=0)
-  return make_mixture(_config(count=30), store, steps=_STEPS)
-
-
-@pytest.fixture(name="sharding", scope="module")
-def _sharding():
-  mesh = jax.make_mesh(
-    (1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
-  )
-  spec = jax.sharding.PartitionSpec("data")
-  return jax.sharding.NamedSharding(mesh, spec)
-
-
-def _threads() -> list[threading.Thread]:
-  return [t for t in threading.enumerate() if t.name == "batches"]
+from poison_jax.errors import Stopped
+from poison_jax.studies.grid import bookkeeper, dispatch, endings
+from poison_jax.studies.grid import plan as plan_lib
+from poison_jax.studies.grid.claims import Claims
+from poison_jax.studies.grid.states import Kind
+from poison_jax.training.stop import StopSignals
 
 
 @pytest.fixture(autouse=True)
-def _no_thread_stays():
-  yield
-  assert not _threads()
+def _fast(monkeypatch):
+  monkeypatch.setattr(dispatch, "_LOOKED_EVERY", 0.01)
+  monkeypatch.setattr(dispatch, "_SHOWN_EVERY", 0.01)
+  monkeypatch.setattr(dispatch, "_SOUGHT_EVERY", 0.05)
+  monkeypatch.setattr(bookkeeper, "_IN_USE_WAITS", (0.05, 0.05, 0.05))
 
 
-@pytest.mark.parametrize("start", [0, 7, _STEPS])
-def test_every_step_from_any_start_to_the_last(mixture, sharding, start):
-  with device_batches(
-    mixture, start=start, sharding=sharding, prefetch=2
-  ) as batches:
-    got = list(batches)
-    assert next(batches, None) is None
-  assert [step for step, _ in got] == list(range(start, _STEPS))
-  for step, batch in got:
-    expected = mixture.batch_rows(step, slice(None))
-    for on_device, array in zip(batch, expected, strict=True):
-      assert isinstance(on_device, jax.Array)
-      assert on_device.sharding.is_equivalent_to(sharding, array.ndim)
-      assert on_device.dtype == array.dtype
-      assert np.array_equal(on_device, array)
+class _Counting(stand_in.StandIn):
+  """A back end that remembers which cells it started together."""
+
+  def __init__(self, slots):
+    super().__init__(slots)
+    self.batches = []
+
+  def start(self, plan, cells, slot):
+    self.batches.append([cell.settings["poisons"] for cell in cells])
+    return super().start(plan, cells, slot)
 
 
-class _Watched:
-  """A mixture that notes the steps asked for, and fails at one of them."""
-
-  steps, batch = 10**6, 2
-
-  def __init__(self, fail_at: int):
-    self.asked = []
-    self._fail_at = fail_at
-
-  def batch_rows(self, step, rows):
-    self.asked.append(step)
-    if step == self._fail_at:
-      raise OSError(f"disk gone at {step}")
-    n = np.arange(self.batch)[rows].size
-    tokens = np.full((n, 3), step, np.int32)
-    return Batch(tokens, tokens.astype(np.float32), tokens[:, 0], tokens[:, 0])
+def _plan(folder, **study):
+  plan = make_plan(folder, **{"doses": (0, 2, 4), "seeds": (0,), **study})
+  plan_lib.write(plan)
+  return plan
 
 
-def _wait_until(condition) -> None:
-  deadline = time.monotonic() + 10
-  while not condition() and time.monotonic() < deadline:
-    time.sleep(0.01)
-  assert condition()
-
-
-def test_no_more_batches_are_made_than_asked_ahead(sharding):
-  watched = _Watched(fail_at=-1)
-  with device_batches(
-    watched, start=5, sharding=sharding, prefetch=3
-  ) as batches:
-    _wait_until(lambda: len(watched.asked) == 3)
-    time.sleep(0.05)
-    assert watched.asked == [5, 6, 7]
-    assert next(batches)[0] == 5
-    _wait_until(lambda: len(watched.asked) == 4)
-    time.sleep(0.05)
-    assert watched.asked == [5, 6, 7, 8]
-
-
-def test_an_error_reaches_the_consumer_after_the_good_batches(sharding):
-  got = []
-  with (
-    pytest.raises(OSError, match="disk gone at 3"),
-    device_batches(
-      _Watched(fail_at=3), start=0, sharding=sharding, prefetch=8
-    ) as batches,
-  ):
-    for step, _ in batches:
-      got.append(step)
-  assert got == [0, 1, 2]
-
-
-def test_the_thread_ends_when_the_consumer_fails(sharding):
-  with (
-    pytest.raises(ZeroDivisionError),
-    device_batches(
-      _Watched(fail_at=-1), start=0, sharding=sharding, prefetch=2
-    ) as batches,
-  ):
-    next(batches)
-    assert _threads()
-    _ = 1 / 0
-
-
-def test_an_iterator_that_outlives_its_context_ends(sharding):
-  with device_batches(
-    _Watched(fail_at=-1), start=0, sharding=sharding, prefetch=2
-  ) as batches:
-    next(batches)
-  assert len(list(batches)) <= 2
-
-
-# Each of four devices holds its rows; a tensor axis repeats them; a process
-# asks for no row twice.
-_FOUR_DEVICES = """
-import jax, numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from array_store import ArrayStore
-from test_mixture import _config
-from poison_jax.data.batches import make_global
-from poison_jax.data.mixture import make_mixture
-assert jax.device_count() == 4
-mixture = make_mixture(
-  _config(count=30), ArrayStore(documents=200, seed=0), steps=6)
-asked = []
-batch_rows = mixture.batch_rows
-def noted(step, rows):
-  asked.append(rows)
-  return batch_rows(step, rows)
-mixture.batch_rows = noted
-for sizes in ((4, 1, 1), (2, 2, 1), (2, 1, 2), (1, 1, 4)):
-  mesh = jax.make_mesh(
-    sizes, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-  sharding = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-  for step in range(6):
-    batch = make_global(mixture, step, sharding)
-    assert asked.pop().tolist() == list(range(8)) and not asked
-    expected = batch_rows(step, slice(None))
-    for on_device, array in zip(batch, expected, strict=True):
-      assert on_device.sharding == sharding
-      assert np.array_equal(on_device, array)
-      for shard in on_device.addressable_shards:
-        assert np.array_equal(shard.data, array[shard.index])
-        assert shard.data.shape[0] == 8 // (sizes[0] * sizes[1])
-# As a process that holds the devices 1 and 3 of four: their rows alone.
-class Partial:
-  def __init__(self, sharding):
-    self._sharding = sharding
-  def addressable_devices_indices_map(self, shape):
-    found = self._sharding.addressable_devices_indices_map(shape)
-    return {d: i for d, i in found.items() if d.id in (1, 3)}
-mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
-sharding = NamedSharding(mesh, PartitionSpec("data"))
-made = {}
-def from_callback(shape, sharding, callback):
-  found = sharding.addressable_devices_indices_map(shape)
-  made[len(made)] = {d.id: (i[0], callback(i)) for d, i in found.items()}
-jax.make_array_from_callback = from_callback
-make_global(mixture, 2, Partial(sharding))
-assert asked.pop().tolist() == [2, 3, 6, 7]
-for number, array in enumerate(batch_rows(2, slice(None))):
-  assert sorted(made[number]) == [1, 3]
-  for rows, part in made[number].values():
-    assert np.array_equal(part, array[rows])
-print("equal")
-"""
-
-
-def test_four_devices_hold_the_rows_of_one_global_batch():
-  here = os.path.dirname(__file__)
-  result = subprocess.run(
-    [sys.executable, "-c", _FOUR_DEVICES],
-    capture_output=True,
-    text=True,
-    check=False,
-    env={
-      **os.environ,
-      "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-      "PYTHONPATH": os.pathsep.join([here, os.path.dirname(here)]),
-    },
+def _run(plan, *, together, slots=1, stop=None, show=None, **choices):
+  backend = _Counting(slots)
+  ended = dispatch.run(
+    plan,
+    backend,
+    logs=f"{plan.workdir}/logs",
+    choices=dispatch.Choices(together=together, **choices),
+    stop=stop or StopSignals(),
+    show=show or (lambda *_: None),
   )
-  assert result.stdout == "equal\n", result.stderr
+  return backend.batches, [state.kind for state in ended]
+
+
+def _act(plan, number, *acts):
+  stand_in.act(pathlib.Path(plan.workdir), plan.cells[number].hash, *acts)
+
+
+def _endings(plan):
+  return [endings.read(plan.workdir, cell.hash) for cell in plan.cells]
+
+
+@pytest.mark.parametrize(
+  ("together", "batches"),
+  [
+    (1, [[0], [2], [4]]),
+    (2, [[0, 2], [4]]),
+    (3, [[0, 2, 4]]),
+    (9, [[0, 2, 4]]),
+  ],
+)
+def test_so_many_cells_at_most_share_a_process(tmp_path, together, batches):
+  plan = _plan(tmp_path / "s")
+  assert _run(plan, together=together) == (batches, 3 * [Kind.DONE])
+  assert Claims(plan.workdir).owners() == {}
+  # Nothing is left to do.
+  assert _run(plan, together=together) == ([], 3 * [Kind.DONE])
+
+
+def test_cells_of_two_orders_of_the_rows_never_share_a_process(tmp_path):
+  plan = _plan(tmp_path / "s", doses=(0, 2), seeds=(0, 1))
+  keys = [cell.batch_key for cell in plan.cells]
+  assert keys[0] == keys[1] != keys[2] == keys[3]
+  assert _run(plan, together=9)[0] == [[0, 2], [0, 2]]
+
+
+def test_each_cell_ends_as_it_says_itself(tmp_path):
+  plan = _plan(tmp_path / "s")
+  _act(plan, 1, "4")  # Not finite, beside two that are done.
+  assert _run(plan, together=3)[1] == [Kind.DONE, Kind.FAILED, Kind.DONE]
+  ends = _endings(plan)
+  assert [e.result for e in ends] == ["done", "failed", "done"]
+  assert ends[1].message == "not finite here"
+  # Its time is a share of the process's, the code is the process's.
+  assert ends[0].seconds == pytest.approx(ends[2].seconds, rel=0.2)
+  assert all(len(e.code_versions) == 1 for e in ends if e.result == "done")
+  assert _run(plan, together=3, retry=True)[0] == [[2]]
+
+
+def test_an_error_of_one_cell_is_not_the_others(tmp_path):
+  plan = _plan(tmp_path / "s")
+  _act(plan, 0, "3")
+  batches, kinds = _run(plan, together=3)
+  # The one that was named has failed; the two others go on, together.
+  assert batches == [[0, 2, 4], [2, 4]]
+  assert kinds == [Kind.FAILED, Kind.DONE, Kind.DONE]
+  assert _endings(plan)[0].message.endswith(": it ends")
+
+
+def test_a_crash_that_names_no_cell_is_that_of_all(tmp_path):
+  plan = _plan(tmp_path / "s")
+  _act(plan, 0, "kill SIGKILL")
+  assert _run(plan, together=3)[1] == 3 * [Kind.FAILED]
+  assert {e.message for e in _endings(plan)} == {
+    "killed by SIGKILL (out of memory?)"
+  }
+
+
+def test_a_signal_stops_all_of_a_batch_and_they_go_on_together(tmp_path):
+  plan = _plan(tmp_path / "s")
+  for number, act in enumerate(("75", "75", "wait")):
+    _act(plan, number, act, "0")
+  stop = StopSignals()
+
+  def show(states, last):
+    if states[1].step and not last:
+      stop.received = signal.SIGTERM
+
+  with pytest.raises(Stopped, match="0 of 3 cells done"):
+    _run(plan, together=3, stop=stop, show=show)
+  assert [e.result for e in _endings(plan)] == 3 * ["stopped"]
+  assert _run(plan, together=3) == ([[0, 2, 4]], 3 * [Kind.DONE])
+
+
+def test_cells_at_other_steps_train_apart(tmp_path):
+  plan = _plan(tmp_path / "s")
+  folder = pathlib.Path(plan.path(plan.cells[1]))
+  folder.mkdir(parents=True)
+  (folder / "metrics.jsonl").write_text(json.dumps({"step": 5}) + "\n")
+  assert _run(plan, together=3)[0] == [[0, 4], [2]]
+
+
+def test_a_batch_of_which_one_cell_was_taken_over_gives_the_others_back(
+  tmp_path, monkeypatch
+):
+  plan = _plan(tmp_path / "s")
+  for number in range(3):
+    _act(plan, number, "wait", "0")
+  other, lost = Claims(plan.workdir), []
+
+  def renew(claims):
+    if not lost and len(claims._held) == 3:
+      # Another dispatcher found our claim on the second cell stale.
+      name = f"{plan.cells[1].hash}.2"
+      claims._folder.write(f"claims/{name}", other._content())
+      other._held[plan.cells[1].hash] = 2
+      lost.append(claims._held.pop(plan.cells[1].hash))
+      return [plan.cells[1].hash]
+    return []
+
+  monkeypatch.setattr(Claims, "renew", renew)
+  batches, kinds = _run(plan, together=3)
+  assert batches == [[0, 2, 4], [0, 4]]
+  assert kinds == [Kind.DONE, Kind.RUNNING, Kind.DONE]
+  assert list(other.owners()) == [plan.cells[1].hash]
+
+
+def test_checkpoints_go_once_a_cell_is_done_and_not_before(tmp_path):
+  plan = _plan(tmp_path / "s")
+  _act(plan, 1, "75 no step", "3 it ends")
+  for cell in plan.cells:
+    (pathlib.Path(plan.path(cell)) / "checkpoints" / "7").mkdir(parents=True)
+  kinds = _run(plan, together=1, drop_checkpoints=True)[1]
+  assert kinds == [Kind.DONE, Kind.FAILED, Kind.DONE]
+  there = [
+    (pathlib.Path(plan.path(cell)) / "checkpoints").exists()
+    for cell in plan.cells
+  ]
+  assert there == [False, True, False]
+  assert _run(plan, together=1)[0] == []  # Done cells don't begin again.

@@ -12,6 +12,7 @@ from poison_jax.studies.grid.claims import Owner
 from poison_jax.studies.grid.endings import Ending
 from poison_jax.studies.grid.remaining import time_left
 from poison_jax.studies.grid.states import Kind, State
+from poison_jax.studies.statistics.sequential import Evaluation
 
 _OWNER = Owner("node7", 41, None, "token", 0.0, False)
 
@@ -20,11 +21,27 @@ def _state(cell, kind=Kind.MISSING, *, share=0.0, seconds=0.0, **changes):
   ending = None
   if kind is Kind.FAILED:
     ending = Ending("failed", 3, "a check failed", (), 1.0, 1.0, "node7")
+  if kind is Kind.TRIAGED:
+    ending = Ending("triaged", 75, "success decided", (), 1.0, 1.0, "node7")
   owner = _OWNER if kind is Kind.RUNNING else None
   done = 1.0 if kind is Kind.DONE else share
   step = round(done * cell.steps)
-  state = State(cell, kind, step, cell.steps, (), seconds, owner, ending)
+  state = State(
+    cell=cell,
+    kind=kind,
+    step=step,
+    steps=cell.steps,
+    evaluations=(),
+    success=None,
+    seconds=seconds,
+    owner=owner,
+    ending=ending,
+  )
   return dataclasses.replace(state, **changes)
+
+
+def _evaluations(*nats):
+  return tuple(Evaluation(0.5, 0.5, value) for value in nats)
 
 
 @pytest.fixture(name="cells")
@@ -64,6 +81,18 @@ def test_the_summary_counts_states_and_flops(cells):
   assert live.summary(states, left=left) == live.summary(states)
 
 
+def test_what_a_decided_cell_has_left_is_not_to_be_spent(cells):
+  states = [_state(cells[0], Kind.DONE)]
+  states.append(_state(cells[1], Kind.TRIAGED, share=0.5))
+  flops = cells[0].flops
+  assert live.summary(states) == (
+    "2 cells: 1 done, 1 triaged; "
+    f"{1.5 * flops:.3g} of {1.5 * flops:.3g} FLOPs spent (100%)"
+  )
+  done = [_of(1.0, Kind.DONE, seconds=60), _of(1.0, Kind.TRIAGED, share=0.5)]
+  assert time_left(done, slots=1).seconds == 0
+
+
 def _text(made, width):
   console = rich.console.Console(width=width, file=io.StringIO())
   console.print(made)
@@ -72,9 +101,9 @@ def _text(made, width):
 
 def test_the_table_fits_80_columns_and_loses_nothing(cells):
   label = "size=35k seed=0 poisons=128 seeds.documents=1 seeds.positions=1"
-  increases = tuple(float(i) for i in range(20))
+  rising = _evaluations(*range(20))
   states = [
-    _state(_Cell(1.0, label=label), Kind.PREEMPTED, increases=increases),
+    _state(_Cell(1.0, label=label), Kind.PREEMPTED, evaluations=rising),
     _state(cells[0], Kind.RUNNING, share=0.333),
   ]
   text = _text(live.table(states, rows=None), 80)
@@ -100,10 +129,12 @@ def test_the_live_table_has_a_line_a_cell_the_running_ones_first(cells):
 def test_owners_and_reasons_are_told_beneath(cells):
   states = [_state(cell, Kind.RUNNING) for cell in cells[:2]]
   states += [_state(cells[2], Kind.FAILED), _state(cells[3])]
+  states += [_state(cells[4], Kind.TRIAGED, share=0.5)]
   runs = ", ".join(cell.hash[:8] for cell in cells[:2])
   assert live.notes(states) == [
     f"process 41 on node7 runs {runs}",
     f"{cells[2].hash[:8]} failed: a check failed",
+    f"{cells[4].hash[:8]} triaged: success decided",
   ]
 
 
@@ -111,7 +142,7 @@ def test_a_log_has_plain_lines_where_a_state_changes(cells, capsys):
   with live.Live(slots=1) as shown:
     for kind in (Kind.MISSING, Kind.RUNNING, Kind.RUNNING, Kind.FAILED):
       shown.show([_state(cells[0], kind), _state(cells[1])], False)
-    done = _state(cells[0], Kind.DONE, increases=(0.0, 8.0))
+    done = _state(cells[0], Kind.DONE, evaluations=_evaluations(0.0, 8.0))
     shown.show([done, _state(cells[1])], True)
   lines = capsys.readouterr().out.splitlines()
   name = f"{cells[0].label} ({cells[0].hash[:8]}): "

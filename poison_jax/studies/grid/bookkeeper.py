@@ -21,7 +21,7 @@ from poison_jax.training import workdir as workdir_lib
 
 # Attempts in a row that end stopped without a step more: then it has failed.
 _ATTEMPTS = 3
-# Cells in a row that fail before a step, for one reason: then all would.
+# Attempts in a row that fail before a step, for one reason: then all would.
 _ALIKE = 3
 # Seconds until a cell whose folder another process uses is tried again: longer
 # in all than a killed process's claim on a folder in a bucket lasts.
@@ -103,8 +103,9 @@ class Bookkeeper:
     )
     if result == endings.DONE and self._drop_checkpoints:
       Folder(self._plan.path(cell)).delete(workdir_lib.CHECKPOINTS)
-    at_once = result == endings.FAILED and state.step == 0
-    self._stop_at_failures(message if at_once else "")
+    if cell is attempt.cells[0]:  # A process that fails counts once.
+      at_once = result == endings.FAILED and state.step == 0
+      self._stop_at_failures(message if at_once else "")
 
   def _write(
     self,

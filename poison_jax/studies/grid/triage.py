@@ -41,15 +41,15 @@ def decision(
     return found
   success = found is Decision.DECIDED_SUCCESS
   dose, ladder = state.cell.config.poison.count, _ladder(state.cell)
-  beyond = any(
-    other.kind is Kind.DONE
-    and other.success is success
-    and other.cell.config.poison.count > 0
-    and (other.cell.config.poison.count < dose) is success
-    and _ladder(other.cell) == ladder
-    for other in states
-  )
-  return found if beyond else Decision.CONTINUE
+
+  def settles(other: State) -> bool:
+    if other.kind is not Kind.DONE or other.success is not success:
+      return False
+    its_dose = other.cell.config.poison.count
+    nearer = 0 < its_dose < dose if success else its_dose > dose
+    return nearer and _ladder(other.cell) == ladder
+
+  return found if any(map(settles, states)) else Decision.CONTINUE
 
 
 def in_words(found: Decision, state: State) -> str:
