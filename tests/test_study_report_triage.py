@@ -180,9 +180,9 @@ def test_the_page_states_the_rule_with_the_studys_numbers(tmp_path):
   plain = _plain(section)
   for words in (
     "in each of its last 1 evaluation(s)",
-    "all after 45 % of the training",
+    "none before 45 % of the training",
     "exceeds 0.4 nats",
-    "all after 35 % of the training and 25 % of the poisoned documents",
+    "none before 35 % of the training or before 25 % of the poisoned documents",
     "lies below 0.125 nats",
     "these settings, which the study's curves need: poisons=64; poisons=16 "
     "seed=1.",

@@ -28,16 +28,16 @@ def rule_words(triage: Triage) -> list[Words]:
       "Before the first run the study stated when a run stops early. For "
       "success: in each of its last ",
       _stated(rule, "consecutive"),
-      " evaluation(s), all after ",
+      " evaluation(s), none before ",
       _percent(rule, "success_after"),
       " % of the training, the log-perplexity increase (triggered "
       "\N{MINUS SIGN} clean) exceeds ",
       _stated(rule, "success_above"),
       " nats. For failure: in each of the last ",
       _stated(rule, "consecutive"),
-      ", all after ",
+      ", none before ",
       _percent(rule, "failure_after"),
-      " % of the training and ",
+      " % of the training or before ",
       _percent(rule, "failure_poisons"),
       " % of the poisoned documents, it lies below ",
       _stated(rule, "failure_below"),
@@ -113,7 +113,7 @@ def errors(analysis: Analysis) -> Table:
     (
       "The rule is asked at each evaluation but the last of every poisoned run "
       "that went to its end, spared ones too, whatever other doses did. "
-      "Wrongly: the run's end says the other of success and failure. Training "
+      "Wrongly: the run ended with the other verdict. Training "
       "saved: of all that these runs did. The runs that the rule did stop are "
       "not among them, as nobody knows their ends: the more it stopped, the "
       "less these errors say of them.",
