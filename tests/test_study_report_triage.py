@@ -1,5 +1,6 @@
 """Cells that the study's rule stopped: censored, and told on the page."""
 
+import concurrent.futures
 import csv
 import io
 import pathlib
@@ -10,7 +11,8 @@ import sys
 import made_studies
 import pytest
 
-from poison_jax.studies import results
+from poison_jax.data.folder import Folder
+from poison_jax.studies import reporting, results
 from poison_jax.studies.grid.study import Triage
 from poison_jax.studies.statistics.sequential import Rule
 from poison_jax.studies.statistics.thresholds_by_dose import Censored
@@ -260,3 +262,42 @@ def test_reports_that_are_made_at_once_leave_a_whole_one(tmp_path):
   for name, data in found.items():
     data = data.replace(str(shared).encode(), str(alone).encode())
     assert data == expected[name], name
+
+
+def test_writers_of_one_report_leave_whole_files_at_every_moment(tmp_path):
+  # Of each writer files of one letter, so that a mixed or cut one shows; each
+  # page names the figures that it needs.
+  names, size, rounds = ("a.png", "b.csv"), 100_000, 60
+  pages = {"P" * size, "Q" * size}
+
+  def write(page):
+    for _ in range(rounds):
+      figures_of = {name: page[:1].encode() * size for name in names}
+      reporting.publish(Folder(str(tmp_path)), page, figures=figures_of)
+
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    writers = [pool.submit(write, page) for page in pages]
+    while not all(writer.done() for writer in writers):
+      if (tmp_path / "report.html").exists():
+        assert (tmp_path / "report.html").read_text() in pages
+        for name in names:
+          assert (tmp_path / "figures" / name).read_text() in pages
+  for writer in writers:
+    writer.result()
+  assert _files(tmp_path).keys() == {
+    "report.html",
+    *(f"figures/{name}" for name in names),
+  }
+
+
+def test_a_page_is_written_after_the_figures_that_it_names(
+  tmp_path, monkeypatch
+):
+  written = []
+  monkeypatch.setattr(
+    Folder, "write", lambda self, name, content: written.append(name)
+  )
+  reporting.publish(
+    Folder(str(tmp_path)), "x", figures={"a.png": b"", "b": b""}
+  )
+  assert written == ["figures/a.png", "figures/b", "report.html"]
