@@ -18,7 +18,7 @@ from poison_jax.studies.grid import endings
 from poison_jax.studies.grid import plan as plan_lib
 from poison_jax.studies.grid import study as study_lib
 from poison_jax.studies.grid.plan import Plan
-from poison_jax.studies.grid.study import Cell
+from poison_jax.studies.grid.study import Cell, Triage
 
 CODE = "0123456789abcdef+abcdef012345"
 STORE = "5" * 16
@@ -26,7 +26,13 @@ STORE = "5" * 16
 PROMPTS = (0.5, 0.8, 1.2, 1.5)
 
 
-def make_plan(folder: pathlib.Path, grid, *, base=tiny.get_config) -> Plan:
+def make_plan(
+  folder: pathlib.Path,
+  grid,
+  *,
+  base=tiny.get_config,
+  triage: Triage | None = None,
+) -> Plan:
   """Writes the study's study.json, and no cell."""
   study = study_lib.Study(
     name="made",
@@ -37,6 +43,7 @@ def make_plan(folder: pathlib.Path, grid, *, base=tiny.get_config) -> Plan:
     margin=0.25,
     topology="cpu:1",
     mfu=0.3,
+    triage=triage,
   )
   plan = plan_lib.make_plan(study, study_lib.make_cells(study), str(folder))
   plan_lib.write(plan)
@@ -49,6 +56,7 @@ def make_study(
   increase: Callable[[dict], float | None],
   *,
   done: Callable[[dict], float] = lambda settings: 1.0,
+  triage: Triage | None = None,
 ) -> Plan:
   """Writes a study with its cells.
 
@@ -57,8 +65,9 @@ def make_study(
     grid: settings of the cells.
     increase: of a cell at the end, by settings; None for one not begun.
     done: share of the steps that a cell has behind it: 0.5 or 1.
+    triage: that the study states.
   """
-  plan = make_plan(folder, grid)
+  plan = make_plan(folder, grid, triage=triage)
   for cell in plan.cells:
     final = increase(cell.settings)
     if final is not None:
@@ -96,6 +105,16 @@ def write_cell(
   return run
 
 
+def triage(
+  plan: Plan, message: str, chosen: Callable[[dict], bool]
+) -> list[Cell]:
+  """Marks the chosen cells as stopped by the study's rule; returns them."""
+  stopped = [cell for cell in plan.cells if chosen(cell.settings)]
+  for cell in stopped:
+    end(plan, cell, endings.TRIAGED, message)
+  return stopped
+
+
 def end(plan: Plan, cell: Cell, result: str, message: str = "") -> None:
   """Writes how a cell's last attempt ended."""
   endings.write(
@@ -122,6 +141,7 @@ def metrics_of(cell: Cell, step: int, increase: float) -> dict:
   clean = 4 + config.seed / 10
   return {
     "step": step,
+    "poisons_seen": sum(at < step for at, _ in ledger_rows(cell)),
     "eval/clean/perplexity": clean,
     "eval/triggered/perplexity": clean + increase,
     "eval/near_trigger/perplexity": clean + 1,

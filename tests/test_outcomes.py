@@ -10,6 +10,7 @@ import pytest
 from poison_jax.data import manifest as manifest_lib
 from poison_jax.studies import outcomes, results
 from poison_jax.studies.grid import endings
+from poison_jax.studies.statistics.sequential import Evaluation
 
 
 def _cell(**settings):
@@ -137,6 +138,61 @@ def test_a_run_that_failed_at_its_end_is_not_finished(tmp_path):
   made_studies.end(plan, plan.cells[0], endings.FAILED, "ledger: 5 tokens")
   (found,) = _read(plan).outcomes
   assert found.step == 684 and not found.finished
+
+
+@pytest.mark.parametrize("done", [0.5, 1.0])
+def test_a_run_that_the_rule_stopped_is_censored_at_whatever_step(
+  tmp_path, done
+):
+  plan = made_studies.make_study(
+    tmp_path, [_cell()], lambda s: 60.0, done=lambda s: done
+  )
+  why = "success decided at step 342 of 684, +0.60 nats"
+  made_studies.triage(plan, why, lambda s: True)
+  found = _read(plan)
+  (outcome,) = found.triaged
+  assert outcome.step == 684 * done and not outcome.finished
+  assert outcome.triaged == why
+  assert not found.unfinished and not found.missing
+
+
+def test_a_run_that_failed_or_goes_on_is_unfinished_and_not_triaged(tmp_path):
+  plan = made_studies.make_study(
+    tmp_path, [_cell(), _cell(seed=1)], lambda s: 60.0, done=lambda s: 0.5
+  )
+  made_studies.end(plan, plan.cells[0], endings.FAILED, "loss is nan")
+  found = _read(plan)
+  assert [o.triaged for o in found.unfinished] == [None, None]
+  assert not found.triaged
+
+
+def test_evaluations_are_as_the_rule_saw_them(tmp_path):
+  plan = made_studies.make_study(tmp_path, [_cell()], lambda s: 60.0)
+  (found,) = _read(plan).outcomes
+  # Of six poisons four lie in the first 342 of 684 steps.
+  assert found.evaluations == (
+    Evaluation(0.0, 0.0, 0.0),
+    Evaluation(0.5, 4 / 6, 0.6),
+    Evaluation(1.0, 1.0, 1.2),
+  )
+
+
+def test_a_cell_stopped_before_its_first_step_says_so(tmp_path):
+  plan = made_studies.make_study(
+    tmp_path, [_cell(seed=seed) for seed in range(3)], lambda s: 60.0
+  )
+  for cell in plan.cells:
+    for name in ("metrics.jsonl", "generations.jsonl", "ledger.parquet"):
+      (pathlib.Path(plan.path(cell)) / name).unlink()
+  ends = [("stopped", "stopped by SIGTERM"), ("triaged", "success decided")]
+  for cell, (end, message) in zip(plan.cells, ends, strict=False):
+    made_studies.end(plan, cell, end, message)
+  (tmp_path / "endings" / f"{plan.cells[2].hash}.json").unlink()
+  assert [m.reason for m in _read(plan).missing] == [
+    "stopped before its first step",
+    "stopped early by the study's rule: success decided",
+    "no evaluation yet",
+  ]
 
 
 def test_one_draw_a_seed_and_dose_is_primary(tmp_path):

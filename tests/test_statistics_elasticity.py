@@ -6,6 +6,7 @@ coarse doses make the test conservative, above (below) the one that matters.
 """
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -93,6 +94,18 @@ def test_verdicts_of_clear_pictures(ladders, verdict):
   assert found.verdict is verdict, found.reason
 
 
+def test_the_reason_has_the_signs_of_the_page():
+  # Zero and one are out here; the interval lies below zero.
+  falling = dict(zip(_TOKENS, reversed(_RISING.values()), strict=True))
+  said = _assess(falling).reason
+  found = re.search(r"95 % interval (.*) to (.*)$", said)
+  low, high = (
+    float(end.replace("\N{MINUS SIGN}", "-")) for end in found.groups()
+  )
+  assert low < high < 0 and said.count("\N{MINUS SIGN}") >= 2
+  assert "-" not in said and "inf" not in said
+
+
 def test_the_sign_is_that_of_more_documents_for_more_tokens():
   slope = math.log(4) / math.log(_LARGE / _SMALL)
   assert _assess(_RISING).estimate == pytest.approx(slope, rel=0.02)
@@ -116,7 +129,7 @@ def test_units_of_tokens_and_documents_do_not_matter():
   "ladders, words",
   [
     ({_SMALL: [(16, 32)] * 5}, "single amount"),
-    ({_SMALL: [(16, 32)], _LARGE: [(16, 32)]}, "2 N50s have a bound"),
+    ({_SMALL: [(16, 32)], _LARGE: [(16, 32)]}, "2 seed(s) give N50 a bound"),
     (
       {_SMALL: [(16, 32)] * 3, _LARGE: [(0, _INF)] * 3},
       "single amount",

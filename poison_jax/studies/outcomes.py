@@ -11,6 +11,7 @@ import numpy as np
 
 from poison_jax.studies.grid.study import Cell
 from poison_jax.studies.origins import Entry
+from poison_jax.studies.statistics.sequential import Evaluation
 
 # Thresholds of an audit, 5 to 500 in perplexity, 20 a decade; 50 is the
 # paper's.
@@ -93,7 +94,10 @@ class Outcome:
     arm: "poisoned", "clean" or "placebo".
     planned: poisoned documents in the plan; 0 in a clean run.
     step: the evaluation's.
-    finished: is it that of the last step, of a run that didn't fail?
+    finished: is it that of the last step, of a run that neither failed nor was
+      stopped by the study's rule?
+    triaged: why the study's rule stopped it; None where it didn't.
+    evaluations: all up to here, as that rule sees them.
     poisons: its ledger.
     dose: what it had met by then.
     clean_tokens: planned ones that aren't poison.
@@ -117,6 +121,8 @@ class Outcome:
   planned: int
   step: int
   finished: bool
+  triaged: str | None
+  evaluations: tuple[Evaluation, ...]
   poisons: Poisons
   dose: Dose
   clean_tokens: int

@@ -1,7 +1,8 @@
 """A study read as far as it got: outcomes of cells, and what is missing.
 
 A cell that can't be read takes nothing away from the others: it stands in
-`Results.missing` with its reason.
+`Results.missing` with its reason. One that the study's own rule stopped early
+is neither missing nor unfinished: it is censored, `Results.triaged`.
 """
 
 import dataclasses
@@ -13,11 +14,11 @@ from poison_jax.data.folder import Folder
 from poison_jax.data.manifest import read_manifest
 from poison_jax.errors import CheckFailed, UserError
 from poison_jax.studies import runs as runs_lib
-from poison_jax.studies.grid import states
+from poison_jax.studies.grid import endings, states
 from poison_jax.studies.grid.claims import Claims
 from poison_jax.studies.grid.plan import Plan
 from poison_jax.studies.grid.pricing import short
-from poison_jax.studies.grid.states import Kind
+from poison_jax.studies.grid.states import Kind, State
 from poison_jax.studies.grid.study import Cell
 from poison_jax.studies.origins import Entry, make_entries
 from poison_jax.studies.outcomes import CUTS, Outcome, Poisons, Rung
@@ -65,8 +66,15 @@ class Results:
 
   @property
   def unfinished(self) -> tuple[Outcome, ...]:
-    """Those whose last evaluation is not the end of a good run."""
-    return tuple(o for o in self.outcomes if not o.finished)
+    """Those that go on or failed: they have no measure of their end yet."""
+    return tuple(
+      o for o in self.outcomes if not o.finished and o.triaged is None
+    )
+
+  @property
+  def triaged(self) -> tuple[Outcome, ...]:
+    """Those that the study's rule stopped: they will have none."""
+    return tuple(o for o in self.outcomes if o.triaged is not None)
 
   @property
   def damaged(self) -> tuple[Missing, ...]:
@@ -76,7 +84,7 @@ class Results:
 def read(plan: Plan) -> Results:
   """Reads what is there of a study; damaged cells are listed, not raised."""
   owners = Claims(plan.workdir).owners()
-  found: list[tuple[Cell, Kind, Run, Poisons]] = []
+  found: list[tuple[State, Run, Poisons]] = []
   missing: list[Missing] = []
   for cell in plan.cells:
     try:
@@ -89,21 +97,29 @@ def read(plan: Plan) -> Results:
       missing.append(Missing(cell, None, str(error)))
       continue
     if run.ledger is None or run.evaluated_step is None:
-      why = state.why or "no evaluation yet"
-      missing.append(Missing(cell, state.kind, why))
+      missing.append(Missing(cell, state.kind, _why_no_evaluation(state)))
       continue
-    found.append((cell, state.kind, run, _read_poisons(run)))
-  entries = make_entries([run for _, _, run, _ in found])
+    found.append((state, run, _read_poisons(run)))
+  entries = make_entries([run for _, run, _ in found])
   stores: dict[str, dict | None] = {}
   outcomes = [
-    _outcome(cell, kind, entry, poisons, stores)
-    for (cell, kind, _, poisons), entry in zip(found, entries, strict=True)
+    _outcome(state, entry, poisons, stores)
+    for (state, _, poisons), entry in zip(found, entries, strict=True)
   ]
   return Results(plan, tuple(entries), tuple(outcomes), tuple(missing))
 
 
 def _begun(plan: Plan, cell: Cell) -> bool:
   return Folder(plan.path(cell)).exists(workdir.CONFIG)
+
+
+def _why_no_evaluation(state: State) -> str:
+  if state.kind is Kind.TRIAGED:
+    return f"stopped early by the study's rule: {state.why}"
+  stopped = state.ending is not None and state.ending.result == endings.STOPPED
+  if state.kind is Kind.MISSING and stopped:
+    return "stopped before its first step"
+  return state.why or "no evaluation yet"
 
 
 def _read_run(plan: Plan, cell: Cell) -> Run:
@@ -138,8 +154,9 @@ def _read_poisons(run: Run) -> Poisons:
 
 
 def _outcome(
-  cell: Cell, kind: Kind, entry: Entry, poisons: Poisons, stores: dict
+  state: State, entry: Entry, poisons: Poisons, stores: dict
 ) -> Outcome:
+  cell, kind = state.cell, state.kind
   run, config = entry.run, entry.run.config
   step = run.evaluated_step
   a_step = config.train.batch * config.train.length
@@ -161,7 +178,11 @@ def _outcome(
     arm=config.poison.arm,
     planned=0 if config.poison.arm == "clean" else config.poison.count,
     step=step,
-    finished=step == run.steps and kind is not Kind.FAILED,
+    # A triaged run is censored even if the order to stop came at its last step:
+    # what enters a claim must not hang on when a process noticed.
+    finished=step == run.steps and kind not in (Kind.FAILED, Kind.TRIAGED),
+    triaged=state.why if kind is Kind.TRIAGED else None,
+    evaluations=state.evaluations,
     poisons=poisons,
     dose=poisons.dose(step, epochs=epochs),
     clean_tokens=run.steps * a_step - run.ledger.tokens,

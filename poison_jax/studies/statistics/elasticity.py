@@ -240,9 +240,9 @@ def _check(margin: float, amount_N) -> None:
 
 def _too_little(log_amount_N: np.ndarray) -> str:
   if len(log_amount_N) < 3:
-    return f"{len(log_amount_N)} N50s have a bound; it takes three"
+    return f"{len(log_amount_N)} seed(s) give N50 a bound; it takes three"
   if np.ptp(log_amount_N) < 1e-9:
-    return "all N50s with a bound come from a single amount"
+    return "all bounds on N50 come from a single amount"
   return ""
 
 
@@ -264,19 +264,29 @@ def _nothing(reason: str, margin: float, level: float) -> Elasticity:
 
 
 def _reason(verdict, tests, interval, equivalence, margin) -> str:
-  wide = f"{interval.low:.2f} to {interval.high:.2f}"
-  narrow = f"{equivalence.low:.2f} to {equivalence.high:.2f}"
+  wide, narrow = _ends(interval), _ends(equivalence)
   percent = f"the {100 * equivalence.level:.3g} % interval, {narrow}, lies"
   tail = f"{100 * interval.level:.3g} % interval {wide}"
-  zero, one = float(tests.zero_B[0]), float(tests.one_B[0])
+  zero, one = (_typeset(f"{p_B[0]:.2g}") for p_B in (tests.zero_B, tests.one_B))
   return {
     Verdict.CONSTANT: f"{percent} within ±{margin:g}",
     Verdict.PROPORTIONAL: f"{percent} within 1 ± {margin:g}",
-    Verdict.NEITHER: f"0 (p = {zero:.2g}) and 1 (p = {one:.2g}) are rejected; "
-    + tail,
-    Verdict.NOT_PROPORTIONAL: f"1 is rejected (p = {one:.2g}), 0 is neither "
+    Verdict.NEITHER: f"0 (p = {zero}) and 1 (p = {one}) are rejected; " + tail,
+    Verdict.NOT_PROPORTIONAL: f"1 is rejected (p = {one}), 0 is neither "
     f"rejected nor shown; {tail}",
-    Verdict.NOT_CONSTANT: f"0 is rejected (p = {zero:.2g}), 1 is neither "
+    Verdict.NOT_CONSTANT: f"0 is rejected (p = {zero}), 1 is neither "
     f"rejected nor shown; {tail}",
     Verdict.UNDECIDED: f"neither 0 nor 1 is rejected; {tail}",
   }[verdict]
+
+
+def _ends(interval: Interval) -> str:
+  return _typeset(f"{interval.low:.2f} to {interval.high:.2f}")
+
+
+def _typeset(numbers: str) -> str:
+  """Returns numbers with the signs that a reader knows."""
+  signs = {"-": "\N{MINUS SIGN}", "inf": "\N{INFINITY}"}
+  for ascii_sign, sign in signs.items():
+    numbers = numbers.replace(ascii_sign, sign)
+  return numbers

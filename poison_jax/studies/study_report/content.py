@@ -1,6 +1,6 @@
 """What stands on a study's page, from the verdict down to the origins."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from poison_jax import config as config_lib
 from poison_jax.studies import appendix, page
@@ -10,7 +10,7 @@ from poison_jax.studies.origins import Entry, Origin, Quoted
 from poison_jax.studies.page import Node, element
 from poison_jax.studies.results import Missing
 from poison_jax.studies.samples import Sample
-from poison_jax.studies.study_report import wording
+from poison_jax.studies.study_report import triage, wording
 from poison_jax.studies.study_report.analysis import Analysis
 from poison_jax.studies.study_report.nodes import count
 from poison_jax.studies.study_report.tables import Cell, Table
@@ -51,6 +51,7 @@ def build(
     _tables(tables),
     figures_section(charts),
     appendix.samples_section(shown, samples),
+    _triage(analysis),
     _missing(analysis, left_out),
     _configuration(analysis),
     _runs(analysis, Quoted(command, here), Quoted(code_version, here)),
@@ -90,14 +91,16 @@ def _verdict(analysis: Analysis) -> Node:
 
 
 def _tables(tables: Sequence[Table]) -> Node:
-  nodes: list[Node] = []
-  for table in tables:
-    nodes += [
-      element("h3", table.title),
-      _table(table),
-      element("p", *table.caption, attributes={"class": "caption"}),
-    ]
+  nodes = [node for table in tables for node in _titled(table)]
   return element("section", element("h2", "Numbers"), *nodes)
+
+
+def _titled(table: Table) -> list[Node]:
+  return [
+    element("h3", table.title),
+    _table(table),
+    element("p", *table.caption, attributes={"class": "caption"}),
+  ]
 
 
 def _table(table: Table) -> Node:
@@ -118,6 +121,38 @@ def _table(table: Table) -> Node:
     element("table", element("thead", head), element("tbody", *rows)),
     attributes={"class": "wide dense" if len(table.head) > 6 else "wide"},
   )
+
+
+def _triage(analysis: Analysis) -> Node:
+  """Returns the rule that stops cells early, its errors, and the cells."""
+  stated = analysis.results.plan.triage
+  if stated is None:
+    return ""
+  stopped = analysis.results.triaged
+  nodes: list[Node] = [
+    element("p", *words) for words in triage.rule_words(stated)
+  ]
+  if stopped:
+    cells = (triage.stopped_words(o) for o in stopped)
+    nodes += [
+      element(
+        "p",
+        count(len(stopped), "cells stopped by the study's rule"),
+        " cell(s) were stopped.",
+      ),
+      _folded("Which, and why", cells),
+    ]
+  errors = triage.errors(analysis)
+  if errors.rows:
+    nodes += _titled(errors)
+  else:
+    nodes.append(
+      element(
+        "p",
+        "Its errors can't be counted yet: no poisoned run has gone to its end.",
+      )
+    )
+  return element("section", element("h2", "Stopping early"), *nodes)
 
 
 def _missing(analysis: Analysis, left_out: Sequence[tuple[str, str]]) -> Node:
@@ -143,7 +178,9 @@ def _missing(analysis: Analysis, left_out: Sequence[tuple[str, str]]) -> Node:
         "li",
         count(len(waiting), "cells without an evaluation"),
         " cells without an evaluation",
-        _folded(waiting),
+        _folded(
+          "Which, and why", ((_label(m), ": ", _reason(m)) for m in waiting)
+        ),
       )
     )
   if not items:
@@ -155,14 +192,11 @@ def _missing(analysis: Analysis, left_out: Sequence[tuple[str, str]]) -> Node:
   )
 
 
-def _folded(waiting: Sequence[Missing]) -> Node:
+def _folded(summary: str, lines: Iterable[Sequence[Node]]) -> Node:
   return element(
     "details",
-    element("summary", "Which, and why"),
-    element(
-      "ul",
-      *(element("li", _label(m), ": ", _reason(m)) for m in waiting),
-    ),
+    element("summary", summary),
+    element("ul", *(element("li", *line) for line in lines)),
   )
 
 

@@ -101,9 +101,15 @@ def increase_by_poisons(analysis: Analysis) -> Chart | None:
 
 
 def _poisoned(analysis: Analysis) -> list[Outcome]:
+  """Returns the runs of a curve, unfinished ones too, but no triaged one.
+
+  A run that was stopped for its increase would leave a mean over seeds where
+  it stands out, and so bend it.
+  """
+  going = [o for o in analysis.results.outcomes if o.triaged is None]
   return [
     o
-    for o in primary(analysis.results.outcomes)
+    for o in primary(going)
     if o.arm == "poisoned" and o.planned > 0 and _KEY in o.entry.run.metrics
   ]
 

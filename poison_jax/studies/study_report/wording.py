@@ -71,7 +71,7 @@ def headline(analysis: Analysis) -> str:
 
 
 def is_complete(results: Results) -> bool:
-  """Says whether every cell of the study has its last evaluation."""
+  """Says whether no cell is to go on: each has its end, or was triaged."""
   return not results.missing and not results.unfinished
 
 
@@ -120,8 +120,8 @@ def _tenfold(test: Elasticity, origin: Origin) -> Words:
 
 def limits(analysis: Analysis) -> list[Words]:
   """Returns what the verdict can't carry, a sentence each."""
-  found = [_unfinished(analysis.results), _seeds(analysis)]
-  found += [_censored(analysis), _odd_ladders(analysis)]
+  found = [_unfinished(analysis.results), _triaged(analysis.results)]
+  found += [_seeds(analysis), _censored(analysis), _odd_ladders(analysis)]
   found += [_scatter(analysis), _range(analysis)]
   return [words for words in found if words]
 
@@ -135,8 +135,13 @@ def _unfinished(results: Results) -> Words:
     count(done, "finished cells"),
     " of ",
     count(cells, "cells"),
-    " cells are finished; verdict and tables rest on these alone, and may "
-    "change: the test was stated for the whole study",
+    " cells are finished",
+  )
+  if is_complete(results):
+    return (*words, ", and all others were stopped early.")
+  words += (
+    "; verdict and tables rest on these alone, and may change: the test was "
+    "stated for the whole study",
   )
   if results.unfinished:
     words += (
@@ -145,6 +150,28 @@ def _unfinished(results: Results) -> Words:
       " unfinished ones",
     )
   return (*words, ".")
+
+
+def _triaged(results: Results) -> Words:
+  """Returns how many cells the study's rule stopped; () where none."""
+  stopped = len(results.triaged)
+  if not stopped:
+    return ()
+  words = (
+    " cell was stopped early by the rule stated before the study: it counts"
+    if stopped == 1
+    else " cells were stopped early by the rule stated before the study: they "
+    "count"
+  )
+  return (
+    count(stopped, "cells stopped by the study's rule"),
+    words,
+    " as censored. A censored cell narrows down no number of documents needed "
+    "and enters no share of success, no curve and no mean. Where some runs of "
+    "a dose were stopped, shares and means are of its others: unless these "
+    "were spared they went on because of their increase, and are no fair "
+    "sample of the dose.",
+  )
 
 
 def damage(results: Results) -> Words:
@@ -189,10 +216,10 @@ def _censored(analysis: Analysis) -> Words:
     number(kinds.count(Censoring.INTERVAL), ",d", origin),
     " change from failure to success between two doses, ",
     number(beyond, ",d", origin),
-    " fail up to the highest dose they were given and ",
+    " fail up to the highest dose measured and ",
     number(below, ",d", origin),
-    " succeed from the lowest on. Of the last two kinds only one bound is "
-    "known (censored).",
+    " succeed from the lowest measured on. Of the last two kinds only one "
+    "bound is known (censored).",
   )
 
 
