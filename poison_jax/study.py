@@ -89,7 +89,7 @@ _DROP_CHECKPOINTS = flags.DEFINE_bool(
   "drop_checkpoints", False, "run: deletes a cell's once it is done."
 )
 _DRY_RUN = flags.DEFINE_bool(
-  "dry_run", False, "run: prints the commands instead."
+  "dry_run", False, "run: prints the commands of all cells instead."
 )
 _OUT = flags.DEFINE_string(
   "out", None, "report: its folder; --workdir/report by default."
@@ -207,7 +207,13 @@ def _run(options: list[str]) -> None:
         stop=stop,
         show=shown.show,
       )
-  _report_on(plan)
+  elsewhere = sum(state.kind is Kind.RUNNING for state in ended)
+  if elsewhere:
+    print(
+      f"{elsewhere} cell(s) run elsewhere: who runs them reports in the end"
+    )
+  else:
+    _report_on(plan)
   failed = [state for state in ended if state.kind is Kind.FAILED]
   if failed:
     raise CheckFailed(
@@ -328,6 +334,8 @@ def _report_on(plan: Plan) -> list[str]:
   # It loads Matplotlib and SciPy, which the other verbs do without.
   from poison_jax.studies.study_report import reporting
 
+  if _OUT.value and os.path.isfile(_OUT.value):
+    raise UserError(f"--out={_OUT.value} is a file: name a folder")
   words = ["python", "-m", "poison_jax.study", "report"]
   words.append(f"--workdir={plan.workdir}")
   if _OUT.value:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -535,6 +536,24 @@ def test_damaged_metrics_hold_nothing_up(tmp_path):
     Kind.PREEMPTED,
   )
   assert [state.kind for state in _run(plan)] == 2 * [Kind.DONE]
+
+
+def test_a_done_cell_whose_folder_is_gone_has_failed_and_can_be_redone(
+  tmp_path,
+):
+  plan = _plan(tmp_path / "s", seeds=(0,))
+  _run(plan)
+  shutil.rmtree(plan.path(plan.cells[1]))
+  ended = _run(plan)
+  assert [state.kind for state in ended] == [Kind.DONE, Kind.FAILED]
+  folder = plan.cells[1].folder
+  assert ended[1].why == (
+    f"it was done, and {folder}/metrics.jsonl holds no step: restore it, or "
+    f"delete {folder} and give run --retry"
+  )
+  assert _begun(plan) == [1, 1]
+  assert [s.kind for s in _run(plan, retry=True)] == 2 * [Kind.DONE]
+  assert _begun(plan) == [1, 2]
 
 
 def test_a_damaged_ending_is_one_line_before_anything_runs(tmp_path):

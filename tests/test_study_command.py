@@ -62,6 +62,12 @@ def test_a_new_clone_plans_the_papers_study_and_writes_nothing(tmp_path):
     (["run", _QUICK, "--workdir=W", "--", "--spot"], "with --on=slurm or"),
     (["run", _QUICK, "--workdir=W", "--mfu=0.4"], "--mfu is nothing to study"),
     (["run", _QUICK, "--workdir=W", "--on=tpu"], "must be in a bucket"),
+    (["run", _QUICK, "--workdir=W", "--together=0"], "must be 1 or more"),
+    (
+      ["run", _QUICK, "--workdir=W", "--on=tpu", "--together=2"],
+      "a slice trains one cell",
+    ),
+    (["plan", _QUICK, "--together=2"], "--together is nothing to study plan"),
     (["status"], "--workdir=FOLDER is missing"),
     (["status", "--workdir=W"], "W holds no study"),
     (["status", "--workdir=W", _QUICK], "--study is nothing to study status"),
@@ -221,6 +227,54 @@ def test_a_study_that_is_killed_in_the_middle_goes_on_to_its_end(
   assert "2 cells: 2 done" in out
   assert Folder(plan.path(plan.cells[0])).read("metrics.jsonl") == before
   assert (folder / "logs" / f"{plan.cells[0].hash}.log").read_text() == said
+
+
+@pytest.mark.slow
+def test_cells_together_are_killed_go_on_and_end_as_if_alone(study, tmp_path):
+  folder = tmp_path / "s"
+  given = ("--slots=1", "--together=2", "--drop_checkpoints")
+  process = subprocess.Popen(
+    [
+      *(sys.executable, "-m", "poison_jax.study", "run", *given),
+      *(f"--study={study}", f"--workdir={folder}"),
+    ],
+    cwd=ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""},
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  until(lambda: _trained(folder) >= 50, seconds=240)
+  assert "2 running" in study_command("status", f"--workdir={folder}")
+  process.send_signal(signal.SIGTERM)
+  error = process.communicate(timeout=240)[1]
+  assert process.returncode == 75, error
+  out = study_command("status", f"--workdir={folder}")
+  assert "2 cells: 2 preempted" in out
+  # One goes on in a process of its own, and then the other.
+  out = study_command("run", f"--workdir={folder}", "--slots=1")
+  assert "2 cells: 2 done" in out
+  plan = plan_lib.read(str(folder))
+  apart = tmp_path / "apart"
+  study_command(
+    *("run", f"--study={study}", f"--workdir={apart}"),
+    *("--slots=1", "--drop_checkpoints"),
+  )
+  other = plan_lib.read(str(apart))
+  for cell in plan.cells:
+    found, expected = _metrics(plan.path(cell)), _metrics(other.path(cell))
+    for key in ("step", "poisons_seen", "train/poison_tokens_seen"):
+      assert [m[key] for m in found] == [m[key] for m in expected]
+    assert [m.keys() for m in found] == [m.keys() for m in expected]
+    # Later such a small model makes much of the last digit; test_together.py
+    # has one that doesn't.
+    loss = [next(m["train/loss"] for m in ms if m["step"] == 50)
+            for ms in (found, expected)]  # fmt: skip
+    assert loss[0] == pytest.approx(loss[1], rel=1e-5)
+    checkpoints = [
+      pathlib.Path(p.path(cell), "checkpoints").exists() for p in (plan, other)
+    ]
+    assert checkpoints == [True, False]  # Where they were to be dropped.
 
 
 @pytest.mark.slow

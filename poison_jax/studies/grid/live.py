@@ -156,7 +156,7 @@ class Live:
         continue
       told = [state.kind.value]
       if state.kind in _STOPPED and state.ending:
-        told = [f"{state.kind.value}: {state.ending.message}"]
+        told = [f"{state.kind.value}: {state.why or state.ending.message}"]
       if state.kind is not Kind.RUNNING and state.increases:
         told.append(sparkline(state.increases))
       line = f"{state.cell.label} ({state.cell.hash[:8]}): {' '.join(told)}"

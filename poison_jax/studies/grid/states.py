@@ -89,6 +89,12 @@ class State:
   @property
   def why(self) -> str:
     """Why it failed or was stopped, or who runs it; "" else."""
+    if self.kind is Kind.FAILED and self.ending.result == endings.DONE:
+      folder = self.cell.folder
+      return (
+        f"it was done, and {folder}/{METRICS} holds no step: restore it, or "
+        f"delete {folder} and give run --retry"
+      )
     if self.kind in (Kind.FAILED, Kind.TRIAGED):
       return self.ending.message
     return str(self.owner) if self.kind is Kind.RUNNING else ""
@@ -129,6 +135,8 @@ def read_state(plan: Plan, cell: Cell, owners: Mapping[str, Owner]) -> State:
     kind = Kind.RUNNING
   elif ending is not None and ending.result in _FOR_GOOD:
     kind = _FOR_GOOD[ending.result]
+    if kind is Kind.DONE and progress.step == 0:
+      kind = Kind.FAILED  # Somebody has deleted what it did.
   else:
     kind = Kind.PREEMPTED if progress.step else Kind.MISSING
   return State(
