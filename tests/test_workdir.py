@@ -88,6 +88,14 @@ def test_a_refused_new_run_leaves_nothing(folder, config):
   assert not folder.exists()
 
 
+def test_a_refused_run_leaves_the_config_that_a_study_gave_it(folder, config):
+  workdir_lib.write_config(str(folder), config)
+  with pytest.raises(UserError), workdir_lib.locked(str(folder)):
+    assert workdir_lib.claim(str(folder), None) == config
+    raise UserError("too many poisons")
+  assert os.listdir(folder) == ["config.json"]
+
+
 def test_a_full_disk_before_the_run_has_begun_leaves_nothing(
   folder, config, monkeypatch
 ):

@@ -37,7 +37,8 @@ def locked(workdir: str) -> Iterator[Lock]:
   """
   folder = Folder(workdir)
   fresh = not folder.exists(lock_lib.FILE)
-  if fresh and not folder.exists(CONFIG) and not folder.is_empty():
+  given = fresh and folder.exists(CONFIG)  # By a study, for a run to begin.
+  if fresh and not given and not folder.is_empty():
     raise UserError(
       f"--workdir={workdir} is not empty and holds no run ({CONFIG} is "
       "missing): name a new folder"
@@ -47,7 +48,7 @@ def locked(workdir: str) -> Iterator[Lock]:
       yield lock
     except (UserError, OSError):
       if not _has_begun(folder):
-        _remove(folder)
+        _remove(folder, *([] if given else [CONFIG]))
       raise
 
 
@@ -136,10 +137,11 @@ def _has_begun(folder: Folder) -> bool:
   return any(folder.exists(name) for name in (ledger.FILE, CHECKPOINTS))
 
 
-def _remove(folder: Folder) -> None:
-  """Removes what `locked` and `claim` made; other files stay."""
+def _remove(folder: Folder, *names: str) -> None:
+  """Removes these files and what `locked` made; others stay."""
   with contextlib.suppress(UserError):  # The bucket's error is on its way.
-    folder.delete(CONFIG)
+    for name in names:
+      folder.delete(name)
   if folder.local:  # In a bucket the lock deletes itself at its end.
     for name in (*folder.partial_names(), lock_lib.FILE):
       folder.delete(name)
