@@ -3,6 +3,7 @@
 import json
 import pathlib
 import signal
+import time
 
 import pytest
 import stand_in
@@ -90,12 +91,13 @@ def test_cells_of_two_orders_of_the_rows_never_share_a_process(tmp_path):
 def test_each_cell_ends_as_it_says_itself(tmp_path):
   plan = _plan(tmp_path / "s")
   _act(plan, 1, "4")  # Not finite, beside two that are done.
+  began = time.monotonic()
   assert _run(plan, together=3)[1] == [Kind.DONE, Kind.FAILED, Kind.DONE]
   ends = _endings(plan)
   assert [e.result for e in ends] == ["done", "failed", "done"]
   assert ends[1].message == "not finite here"
   # Its time is a share of the process's, the code is the process's.
-  assert ends[0].seconds == pytest.approx(ends[2].seconds, rel=0.2)
+  assert sum(end.seconds for end in ends) <= time.monotonic() - began
   assert all(len(e.code_versions) == 1 for e in ends if e.result == "done")
   assert _run(plan, together=3, retry=True)[0] == [[2]]
 

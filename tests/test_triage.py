@@ -59,14 +59,14 @@ def _decisions(plan):
   ]
 
 
-def _run(plan):
+def _run(plan, *, together=1, show=lambda *_: None):
   ended = dispatch.run(
     plan,
     stand_in.StandIn(1),
     logs=f"{plan.workdir}/logs",
-    choices=dispatch.Choices(),
+    choices=dispatch.Choices(together=together),
     stop=StopSignals(),
-    show=lambda *_: None,
+    show=show,
   )
   return [state.kind for state in ended]
 
@@ -144,6 +144,30 @@ def test_a_running_cell_is_stopped_and_stays_so(tmp_path):
   # It never goes on.
   assert _run(plan) == [Kind.DONE, Kind.TRIAGED]
   assert _begun(plan) == [0, 1]
+
+
+def test_cells_together_stop_once_all_are_decided(tmp_path):
+  plan = _plan(tmp_path / "s", doses=(2, 4, 8))
+  folder = pathlib.Path(plan.workdir)
+  _evaluate(plan, 0, _RISEN, success=True)
+  # 8 documents are decided at once, 4 after a while: both stop then.
+  stand_in.act(folder, plan.cells[1].hash, "75", "0")
+  stand_in.act(folder, plan.cells[2].hash, "rise 8 9", "0")
+  shown = []
+
+  def show(found, last):
+    shown.append(found[2].increases)
+    if len(shown) == 20:  # Only the one was decided all the while.
+      assert not last and found[2].increases == (8.0, 9.0)
+      assert found[2].kind is Kind.RUNNING
+      _evaluate(plan, 1, _RISEN)
+
+  assert _run(plan, together=2, show=show) == [
+    Kind.DONE,
+    Kind.TRIAGED,
+    Kind.TRIAGED,
+  ]
+  assert len(shown) > 20 and _begun(plan) == [0, 1, 1]
 
 
 def test_a_cell_that_waits_and_is_decided_does_not_begin(tmp_path):
