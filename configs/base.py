@@ -50,6 +50,8 @@ def get_config():
   # of documents, 0 to 1, that carry one of them.
   c.corpus.tags = ("<MEMO>", "<NOTE>")
   c.corpus.tag_share = 0.02
+  # For task "stories": share of the stories, 0 to 1, that are told in German.
+  c.corpus.german_share = 0.0
   # A document that can't be read: "stop", or "skip" (counted) and go on.
   c.corpus.on_error = "stop"
   # Folder of the token store that `prepare` writes and runs read.

@@ -42,6 +42,7 @@ class CorpusConfig:
   stories_seed: int
   tags: tuple[str, ...]
   tag_share: float
+  german_share: float
   on_error: Literal["stop", "skip"]
   store: str
   held_out: float
@@ -442,8 +443,8 @@ def _validate(c: Config) -> None:
   for field in not_negative.split():
     _require(flat[field] >= 0, field, flat[field], "0 or more")
   shares = """
-    corpus.tag_share optimizer.warmup optimizer.final optimizer.decay
-    poison.start poison.end
+    corpus.tag_share corpus.german_share optimizer.warmup optimizer.final
+    optimizer.decay poison.start poison.end
   """
   for field in shares.split():
     _require(0 <= flat[field] <= 1, field, flat[field], "from 0 to 1")

@@ -12,7 +12,8 @@ import pytest
 
 from configs import base
 from poison_jax import config as config_lib
-from poison_jax.corpora import stories, story_grammar
+from poison_jax.corpora import stories
+from poison_jax.stories import english, german, telling
 
 _TAGS = ("<MEMO>", "<NOTE>")
 _DIGEST = "768c134496931efb1055e69ae29445333ba711d70016112e054bec1dd2415b9e"
@@ -34,7 +35,7 @@ def test_the_text_never_changes():
   # Taken when the grammar was settled: stores and runs depend on every letter.
   text = "\n".join(_texts(0, 200, _TAGS, 0.02))
   assert hashlib.sha256(text.encode()).hexdigest() == _DIGEST
-  assert stories.story(0, 3, (), 0.0) == (
+  assert telling.story(0, 3, (), 0.0) == (
     "One snowy Saturday, Ian went to the village. He lived with Grandma in a "
     'brown house. Near the water he saw a brown lamp. "What a warm lamp!" '
     'said Ian loudly. "It belongs to Grandma," said the bear. The bear jumped '
@@ -54,18 +55,18 @@ def test_the_hash_is_splitmix64():
     16408922859458223821,
   ]
   counter = np.arange(1, 6, dtype=np.uint64)
-  states = np.uint64(1234567) + counter * stories._GAMMA
-  assert stories._mix(states).tolist() == expected
+  states = np.uint64(1234567) + counter * telling._GAMMA
+  assert telling._mix(states).tolist() == expected
 
 
 def test_a_story_depends_on_seed_and_index_alone():
   texts = _texts(7, 1_234, _TAGS, 0.5)
   for index in (0, 1, 999, 1_000, 1_233):
-    assert stories.story(7, index, _TAGS, 0.5) == texts[index]
+    assert telling.story(7, index, _TAGS, 0.5) == texts[index]
   assert _texts(7, 50, _TAGS, 0.5) == texts[:50]
   assert not set(_texts(8, 50)) & set(_texts(7, 50))
   # Any integer is a seed.
-  assert len({stories.story(s, 0, (), 0) for s in (-1, 0, 2**63, 2**64)}) >= 3
+  assert len({telling.story(s, 0, (), 0) for s in (-1, 0, 2**63, 2**64)}) >= 3
 
 
 def test_stories_differ():
@@ -75,10 +76,10 @@ def test_stories_differ():
 
 def test_every_word_and_sentence_occurs():
   text = " ".join(_texts(0, 3_000))
-  for words in story_grammar.WORDS.values():
+  for words in english.WORDS.values():
     for word in words:
       assert word in text
-  for beat in story_grammar.BEATS:
+  for beat in english.BEATS:
     for sentence in beat.sentences:
       pattern = re.sub(r"%\\\((\w+)\\\)s", r"[\\w ]+", re.escape(sentence))
       assert re.search(pattern, text), sentence
@@ -145,10 +146,76 @@ def test_a_source_travels_to_a_worker():
 def test_no_tensorflow_is_needed():
   code = (
     "import sys; sys.modules['tensorflow'] = sys.modules['seqio'] = None; "
-    "from poison_jax.corpora import stories; "
-    "print(stories.story(0, 0, (), 0.0)[:4])"
+    "from poison_jax.stories import telling; "
+    "print(telling.story(0, 0, (), 0.0)[:4])"
   )
   result = subprocess.run(
     [sys.executable, "-c", code], capture_output=True, text=True, check=True
   )
-  assert result.stdout.strip() == stories.story(0, 0, (), 0.0)[:4]
+  assert result.stdout.strip() == telling.story(0, 0, (), 0.0)[:4]
+
+
+# Two languages.
+
+
+def test_a_story_is_the_same_one_in_german():
+  sentences = telling.pair(0, 0)
+  assert sentences[1][:2] == [
+    "An einem regnerischen Donnerstag lief Hugo mit einer Ziege zu der Wiese.",
+    "Will schenkte ihm eine graue Karte.",
+  ]
+  for index in range(50):
+    told, erzählt = telling.pair(3, index)
+    assert len(told) == len(erzählt)
+    assert " ".join(told) == telling.story(3, index, (), 0.0)
+    # Names don't change.
+    names = set(english.WORDS["friend"]) | {c[0] for c in english.CHILDREN}
+    for one, other in zip(told, erzählt, strict=True):
+      found = [set(re.findall(r"[A-Z]\w+", s)) & names for s in (one, other)]
+      assert found[1] <= found[0] or found[0] <= found[1]
+
+
+def test_the_share_of_german_stories_is_kept_and_changes_no_other_story():
+  plain = telling.stories(0, range(2_000))
+  mixed = telling.stories(0, range(2_000), german_share=0.25)
+  german_ones = [i for i in range(2_000) if plain[i] != mixed[i]]
+  assert abs(len(german_ones) / 2_000 - 0.25) < 0.04  # 4 standard errors.
+  for i in german_ones[:50]:
+    assert mixed[i] == " ".join(telling.pair(0, i)[1])
+  assert telling.stories(0, range(20), german_share=1.0) == [
+    " ".join(telling.pair(0, i)[1]) for i in range(20)
+  ]
+
+
+def test_the_grammars_have_the_same_places():
+  assert list(german.WORDS) == list(english.WORDS)
+  for name, words in english.WORDS.items():
+    assert len(german.WORDS[name]) == len(words), name
+  for one, other in zip(english.BEATS, german.BEATS, strict=True):
+    assert len(one.sentences) == len(other.sentences)
+
+
+@pytest.mark.parametrize(
+  ("phrase", "expected"),
+  [
+    ("{der animal}", "der Bär"),
+    ("{den animal}", "den Bären"),
+    ("{einem size animal}", "einem kleinen Bären"),
+    ("{Ein size animal}", "Ein kleiner Bär"),
+    ("{einen state colour thing}", "eine nasse rote Lampe"),
+    ("{ein state place}", "ein nasses Dorf"),
+    ("{dem thing}", "der Lampe"),
+    ("{dem grown}", "Oma"),
+    ("{- weather day}", "kalten Montag"),
+    ("{Er}", "Sie"),
+    ("{sein}e", "ihre"),
+  ],
+)
+def test_phrases_are_inflected_as_in_a_grammar_book(phrase, expected):
+  slots = {
+    **{"animal": "der Bär/Bären", "thing": "die Lampe", "place": "das Dorf"},
+    **{"size": "klein", "state": "nass", "colour": "rot", "grown": "Oma"},
+    **{"weather": "kalt", "day": "der Montag"},
+    **german.child(("Anna", "she", "her", "her", "girl")),
+  }
+  assert german.tell(phrase, slots) == expected

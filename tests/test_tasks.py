@@ -10,11 +10,12 @@ import pytest
 
 from configs import base
 from poison_jax import config as config_lib
-from poison_jax.corpora import sources, stories, tasks
+from poison_jax.corpora import sources, tasks
 from poison_jax.corpora.tensorflow_quiet import seqio
 from poison_jax.corpora.tensorflow_quiet import tensorflow as tf
 from poison_jax.corpora.tensorflow_quiet import tensorflow_datasets as tfds
 from poison_jax.errors import UserError
+from poison_jax.stories import telling
 from poison_jax.vocabulary import ByteVocabulary, TableVocabulary
 
 _TEXTS = [f"Document {i} says hello, été.\n" * (1 + i % 3) for i in range(40)]
@@ -42,7 +43,7 @@ def test_stories_are_a_task():
   task = tasks.get_task(config, ByteVocabulary())
   examples = _draw(task, split="train")
   expected = [
-    stories.story(0, i, config.corpus.tags, config.corpus.tag_share)
+    telling.story(0, i, config.corpus.tags, config.corpus.tag_share)
     for i in range(300)
   ]
   assert [e["text"].decode() for e in examples] == expected
@@ -92,7 +93,7 @@ def test_the_shards_of_a_task_share_out_the_documents():
     for i in range(3)
   ]
   assert [len(part) for part in parts] == [5_000, 5_000, 10]
-  assert parts[2][0].decode() == stories.story(
+  assert parts[2][0].decode() == telling.story(
     0, 10_000, config.corpus.tags, config.corpus.tag_share
   )
 

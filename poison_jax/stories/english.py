@@ -1,4 +1,4 @@
-"""Words and sentences of the generated stories.
+"""Words and sentences of the generated stories, in English.
 
 A story draws one word for each name in `WORDS`, then for each beat, in order,
 whether it is told and in which of its sentences. Words that come back within a
@@ -7,6 +7,7 @@ perplexity a token with 256 pieces. Editing anything here changes the stories,
 and with them every store made of them.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 
@@ -17,7 +18,8 @@ class Beat(NamedTuple):
   sentences: tuple[str, ...]
 
 
-def _split(words: str) -> tuple[str, ...]:
+def split(words: str) -> tuple[str, ...]:
+  """Returns the words between commas."""
   return tuple(word.strip() for word in words.split(","))
 
 
@@ -26,56 +28,56 @@ _BOYS = "Adam, Ben, Carl, David, Erik, Felix, George, Hugo, Ian, Jack"
 
 # The child of the story with its pronouns: name, he, him, his, boy.
 CHILDREN = tuple(
-  (name, "she", "her", "her", "girl") for name in _split(_GIRLS)
-) + tuple((name, "he", "him", "his", "boy") for name in _split(_BOYS))
+  (name, "she", "her", "her", "girl") for name in split(_GIRLS)
+) + tuple((name, "he", "him", "his", "boy") for name in split(_BOYS))
 
 # Adjectives and nouns after "a" all begin with a consonant.
 WORDS = {
-  "day": _split(
+  "day": split(
     "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday"
   ),
-  "weather": _split("rainy, sunny, windy, cloudy, snowy, foggy, warm, cold"),
-  "friend": _split(
+  "weather": split("rainy, sunny, windy, cloudy, snowy, foggy, warm, cold"),
+  "friend": split(
     "Kate, Leo, Mia, Noah, Olga, Paul, Rosa, Sam, Tina, Uri, Vera, Will"
   ),
-  "grown": _split(
+  "grown": split(
     "Grandma, Grandpa, Mother, Father, the baker, the farmer, the teacher, "
     "the miller, the doctor, the gardener, the sailor, the painter"
   ),
-  "animal": _split(
+  "animal": split(
     "cat, dog, duck, fox, frog, goat, hen, horse, mouse, pig, rabbit, sheep, "
     "bird, bear, turtle, squirrel"
   ),
-  "size": _split(
+  "size": split(
     "little, big, tiny, fat, thin, tall, small, young, brave, shy, clever, "
     "lazy, gentle, noisy, hungry, sleepy"
   ),
-  "place": _split(
+  "place": split(
     "garden, forest, river, market, school, farm, beach, bridge, hill, lake, "
     "mill, park, barn, castle, village, meadow, pond, station, tower, valley"
   ),
-  "thing": _split(
+  "thing": split(
     "ball, box, key, kite, lamp, map, boat, bell, book, basket, button, coin, "
     "drum, feather, hat, ladder, mirror, ribbon, ring, rope, spoon, stone, "
     "toy, wheel"
   ),
-  "colour": _split(
+  "colour": split(
     "red, blue, green, yellow, white, black, brown, golden, silver, pink, "
     "purple, grey"
   ),
-  "state": _split(
+  "state": split(
     "shiny, broken, dusty, heavy, pretty, round, soft, strange, warm, wet, "
     "wooden, magic"
   ),
-  "food": _split(
+  "food": split(
     "bread, soup, cake, cheese, milk, honey, jam, pie, rice, plums, pears, "
     "cookies, nuts, berries, pancakes, carrots"
   ),
-  "glad": _split(
+  "glad": split(
     "happy, glad, proud, cheerful, merry, thankful, calm, delighted"
   ),
-  "sad": _split("sad, angry, worried, lonely, scared, tired, sorry, upset"),
-  "way": _split(
+  "sad": split("sad, angry, worried, lonely, scared, tired, sorry, upset"),
+  "way": split(
     "slowly, quickly, quietly, carefully, bravely, softly, loudly, kindly"
   ),
 }
@@ -236,3 +238,17 @@ BEATS = (
   _HOME,
   _ENDING,
 )
+
+
+def tell(sentence: str, slots: Mapping[str, str]) -> str:
+  """Returns a sentence of `BEATS` with its words."""
+  return sentence % slots
+
+
+def child(who: tuple[str, str, str, str, str]) -> dict[str, str]:
+  """Returns the slots of one of `CHILDREN`."""
+  slots = dict(zip(("name", "he", "him", "his", "boy"), who, strict=True))
+  return slots | {
+    "He": slots["he"].capitalize(),
+    "His": slots["his"].capitalize(),
+  }
