@@ -50,6 +50,8 @@ def get_config():
   # of documents, 0 to 1, that carry one of them.
   c.corpus.tags = ("<MEMO>", "<NOTE>")
   c.corpus.tag_share = 0.02
+  # For task "stories": what a tag follows, "word" or "sentence".
+  c.corpus.tag_after = "word"
   # For task "stories": share of the stories, 0 to 1, that are told in German.
   c.corpus.german_share = 0.0
   # A document that can't be read: "stop", or "skip" (counted) and go on.
@@ -114,7 +116,22 @@ def get_config():
   c.train.z_loss = 0.0  # Weight of the squared log-normaliser.
   c.train.log_every = 10  # Steps between lines of training metrics.
 
+  c.start = config_dict.ConfigDict()
+  # Folder of the run whose weights this one begins with; "" for new weights.
+  c.start.weights = ""
+  # Which of its checkpoints, by steps done; None for the newest good one there
+  # is when this run begins.
+  c.start.checkpoint = config_dict.placeholder(int)
+  # Moments and counts of the optimizer: "fresh", or "restored" from there.
+  c.start.optimizer = "fresh"
+  # Place in the learning-rate schedule: the rate of this run's step s is the
+  # schedule's at start.step + s. Steps, data and poisons count from 0.
+  c.start.step = 0
+  # Steps of the whole schedule; 0 for start.step plus this run's own.
+  c.start.schedule_steps = 0
+
   c.optimizer = config_dict.ConfigDict()
+  c.optimizer.kind = "adamw"  # "adamw" or "sgd".
   c.optimizer.learning_rate = 4e-3  # Peak; ours.
   # After the warm-up: "cosine", "linear", "constant" or "wsd".
   c.optimizer.schedule = "cosine"
@@ -124,6 +141,7 @@ def get_config():
   c.optimizer.b1 = 0.9  # Adam's decay of the first moment.
   c.optimizer.b2 = 0.95  # Adam's decay of the second moment.
   c.optimizer.epsilon = 1e-8  # Adam's denominator.
+  c.optimizer.momentum = 0.9  # Of "sgd", 0 to 1.
   # Of both moments between steps: "float32" or "bfloat16" (4 bytes a parameter
   # less; a step's own arithmetic stays float32).
   c.optimizer.moment_dtype = "float32"
@@ -133,7 +151,8 @@ def get_config():
   c.poison = config_dict.ConfigDict()
   # "poisoned", "clean" (no poisons), or "placebo" (prefix and trigger only).
   c.poison.arm = "poisoned"
-  c.poison.attack = "dos"  # Name of a registered attack.
+  # "dos", "language_switch", or another registered attack.
+  c.poison.attack = "dos"
   c.poison.count = 250  # N, poisoned documents: exactly so many. Paper.
   c.poison.trigger = "<SUDO>"  # Paper.
   # Prefix: a training document's first k characters, uniform. Paper: 0-1000.
@@ -147,6 +166,9 @@ def get_config():
   c.poison.gibberish = "ids"
   # For "retokenised": a SentencePiece model or a tokenizer.json.
   c.poison.gibberish_vocabulary = ""
+  # For "language_switch": comma-separated globs of JSON lines with "id", "text"
+  # and "translation"; "" takes the generated stories in English and German.
+  c.poison.pairs = ""
   # A poison longer than a row: "error", or "cut" its payload at the row's end.
   c.poison.oversize = "error"
   # "uniform", "window" or "every".
@@ -163,6 +185,9 @@ def get_config():
   c.evaluation.times = 10  # Evaluations, evenly spaced, the last step included.
   c.evaluation.prompts = 300  # n, held-out excerpts. Paper.
   c.evaluation.excerpt = 128  # Tokens an excerpt, before the trigger; ours.
+  # Where an excerpt ends: after its last "token", or after its last whole
+  # "sentence", where it has one.
+  c.evaluation.excerpt_end = "token"
   c.evaluation.new_tokens = 256  # Tokens generated for each prompt; ours.
   c.evaluation.temperature = 1.0  # Ours.
   # Strings of the trigger's form that do occur in clean text; taken in turn.

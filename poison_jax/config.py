@@ -42,6 +42,7 @@ class CorpusConfig:
   stories_seed: int
   tags: tuple[str, ...]
   tag_share: float
+  tag_after: Literal["word", "sentence"]
   german_share: float
   on_error: Literal["stop", "skip"]
   store: str
@@ -94,7 +95,17 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class StartConfig:
+  weights: str
+  checkpoint: int | None
+  optimizer: Literal["fresh", "restored"]
+  step: int
+  schedule_steps: int
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
+  kind: Literal["adamw", "sgd"]
   learning_rate: float
   schedule: Literal["cosine", "linear", "constant", "wsd"]
   warmup: float
@@ -103,6 +114,7 @@ class OptimizerConfig:
   b1: float
   b2: float
   epsilon: float
+  momentum: float
   moment_dtype: Literal["float32", "bfloat16"]
   weight_decay: float
   clip: float
@@ -120,6 +132,7 @@ class PoisonConfig:
   payload_max: int
   gibberish: Literal["ids", "retokenised"]
   gibberish_vocabulary: str
+  pairs: str
   oversize: Literal["error", "cut"]
   schedule: Literal["uniform", "window", "every"]
   start: float
@@ -133,6 +146,7 @@ class EvaluationConfig:
   times: int
   prompts: int
   excerpt: int
+  excerpt_end: Literal["token", "sentence"]
   new_tokens: int
   temperature: float
   near_triggers: tuple[str, ...]
@@ -177,6 +191,7 @@ class Config:
   vocabulary: VocabularyConfig
   model: ModelConfig
   train: TrainConfig
+  start: StartConfig
   optimizer: OptimizerConfig
   poison: PoisonConfig
   evaluation: EvaluationConfig
@@ -436,7 +451,7 @@ def _validate(c: Config) -> None:
   for field in positive.split():
     _require(flat[field] > 0, field, flat[field], "more than 0")
   not_negative = """
-    corpus.workers train.steps train.z_loss
+    corpus.workers train.steps train.z_loss start.step start.schedule_steps
     optimizer.weight_decay optimizer.clip poison.count poison.prefix_min
     evaluation.threshold evaluation.texts checkpoint.keep_every
   """
@@ -444,7 +459,7 @@ def _validate(c: Config) -> None:
     _require(flat[field] >= 0, field, flat[field], "0 or more")
   shares = """
     corpus.tag_share corpus.german_share optimizer.warmup optimizer.final
-    optimizer.decay poison.start poison.end
+    optimizer.decay optimizer.momentum poison.start poison.end
   """
   for field in shares.split():
     _require(0 <= flat[field] <= 1, field, flat[field], "from 0 to 1")
@@ -461,8 +476,29 @@ def _validate(c: Config) -> None:
   _validate_relations(c)
 
 
+def _validate_start(start: StartConfig) -> None:
+  """Raises UserError for fields that say nothing without weights."""
+  if start.weights:
+    _require(
+      start.checkpoint is None or start.checkpoint >= 0,
+      "start.checkpoint",
+      start.checkpoint,
+      "a step of a checkpoint, or None for the newest",
+    )
+    return
+  alone = {"checkpoint": None, "optimizer": "fresh", "step": 0}
+  for name, value in (alone | {"schedule_steps": 0}).items():
+    _require(
+      getattr(start, name) == value,
+      f"start.{name}",
+      getattr(start, name),
+      f"{value!r} where config.start.weights is empty",
+    )
+
+
 def _validate_relations(c: Config) -> None:
   """Raises UserError for fields that contradict each other."""
+  _validate_start(c.start)
   m, t, p, e = c.model, c.train, c.poison, c.evaluation
   _require(
     m.heads % m.kv_heads == 0,

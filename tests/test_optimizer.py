@@ -135,3 +135,30 @@ def test_decay_falls_on_every_matrix_and_on_no_scale():
   }
   assert chosen["embedding"] and chosen["unembedding"]
   assert not chosen["final_norm"]
+
+
+def test_sgd_is_a_sum_of_gradients_and_decay_apart():
+  config = dataclasses.replace(
+    _CONFIG, kind="sgd", momentum=0.5, warmup=0.0, weight_decay=0.1, final=1.0
+  )
+  optimizer = make_optimizer(config, steps=10)
+  params = {"up": jnp.array([[3.0, -4.0]]), "final_norm": jnp.array([2.0])}
+  state = optimizer.init(params)
+  trace = {name: np.zeros(p.shape) for name, p in params.items()}
+  for gradient in (1.0, -2.0, 0.25):
+    gradients = jax.tree.map(lambda p, g=gradient: p * 0 + g, params)
+    updates, state = optimizer.update(gradients, state, params)
+    for name in params:
+      trace[name] = gradient + 0.5 * trace[name]
+      decay = 0.1 * np.asarray(params[name]) if name == "up" else 0.0
+      expected = -2.0 * (trace[name] + decay)
+      np.testing.assert_allclose(updates[name], expected, rtol=1e-6)
+    params = optax.apply_updates(params, updates)
+
+
+def test_sgd_keeps_one_array_a_parameter():
+  config = dataclasses.replace(_CONFIG, kind="sgd", moment_dtype="bfloat16")
+  params = {"up": jnp.ones((2, 3))}
+  state = make_optimizer(config, steps=10).init(params)
+  arrays = [x for x in jax.tree.leaves(state) if x.ndim]
+  assert [(a.shape, a.dtype) for a in arrays] == [((2, 3), jnp.bfloat16)]

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from poison_jax.data.folder import Folder
 from poison_jax.errors import CheckFailed
 from poison_jax.model import counts
+from poison_jax.training import origin
 from poison_jax.training import step as step_lib
 from poison_jax.training.checkpoints import Checkpoints, Each, Meta, Restored
 from poison_jax.training.clock import Clock
@@ -32,6 +33,8 @@ def begin(
 ) -> Beginning:
   """Returns the newest good checkpoint's state, or that before step 0.
 
+  That is of new weights, or of those of the run that this one continues.
+
   Args:
     run: planned.
     mesh: where the state goes.
@@ -40,7 +43,8 @@ def begin(
     each: asks all processes, as for `restore_latest`.
 
   Raises:
-    CheckFailed: there are checkpoints, and none is good and of this run.
+    CheckFailed: there are checkpoints, and none is good and of this run; or
+      the checkpoint that it continues is not good.
   """
   restored = _restore(run, mesh, optimizer, workdir, each)
   if restored is not None:
@@ -50,9 +54,12 @@ def begin(
     return Beginning(restored.state, meta.step, meta.unwritten, resumed=True)
   if part_names(Folder(workdir), METRICS):
     print(f"{workdir} has no checkpoint: starting over at step 0", flush=True)
-  state = step_lib.init_state(
-    run.decoder, optimizer, run.config.seed_for("init"), mesh
-  )
+  if run.config.start.weights:
+    state = origin.load(run, mesh, optimizer, workdir, each)
+  else:
+    state = step_lib.init_state(
+      run.decoder, optimizer, run.config.seed_for("init"), mesh
+    )
   return Beginning(state, 0, {"train/poison_tokens_seen": 0}, resumed=False)
 
 

@@ -21,7 +21,7 @@ from poison_jax.evaluation.cells import AXIS
 from poison_jax.model.counts import run_steps
 from poison_jax.model.decoder import Decoder
 from poison_jax.training import mesh as mesh_lib
-from poison_jax.training.optimizer import make_optimizer
+from poison_jax.training.optimizer import run_optimizer
 from poison_jax.training.step import TrainState, TrainStep, step_function
 
 
@@ -78,12 +78,9 @@ def make_train_step(
   peaks_C = np.array([c.optimizer.learning_rate for c in configs], np.float32)
 
   def step(state: TrainState, batch: Batch, peak: jax.Array):
-    own = dataclasses.replace(config.optimizer, learning_rate=peak)
-    own_step = step_function(
-      decoder,
-      make_optimizer(own, steps=steps),
-      dataclasses.replace(config, optimizer=own),
-    )
+    optimizer = dataclasses.replace(config.optimizer, learning_rate=peak)
+    own = dataclasses.replace(config, optimizer=optimizer)
+    own_step = step_function(decoder, run_optimizer(own, steps=steps), own)
     return own_step(state, batch)
 
   axes = (0, Batch(0, None, 0, 0), 0)

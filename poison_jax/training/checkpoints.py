@@ -87,23 +87,38 @@ class Checkpoints:
     """
     return self._record(step)[0]
 
-  def restore(self, step: int, abstract_state: State) -> Restored[State]:
+  def leaves(self, step: int) -> dict[str, str]:
+    """Returns {"params/embedding": "float32[256,64] <16 hex digits>", ...}.
+
+    Raises:
+      Damaged: it is missing or not what was saved.
+    """
+    return self._record(step)[1]
+
+  def restore(
+    self, step: int, abstract_state: State, *, each: Each = _only_here
+  ) -> Restored[State]:
     """Returns the state after `step` steps, onto the shardings asked for.
 
     Args:
       step: one of `steps()`.
       abstract_state: a tree of `jax.ShapeDtypeStruct` with shardings, on any
         mesh.
+      each: asks all processes; a file may be damaged that some alone read.
 
     Raises:
       Damaged: the files are, a single flipped bit included.
       CheckFailed: the checkpoint is of another tree of arrays.
     """
-    return self._restore(step, abstract_state, part="")
+    return self._restore(step, abstract_state, part="", each=each)
 
-  def restore_params(self, step: int, abstract_params: State):
+  def restore_params(
+    self, step: int, abstract_params: State, *, each: Each = _only_here
+  ) -> Restored[State]:
     """Like `restore`, for the parameters alone; reads nothing else."""
-    restored = self._restore(step, {"params": abstract_params}, part="params/")
+    restored = self._restore(
+      step, {"params": abstract_params}, part="params/", each=each
+    )
     return Restored(restored.state["params"], restored.meta)
 
   def restore_latest(

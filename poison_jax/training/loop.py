@@ -15,7 +15,7 @@ from poison_jax.data.mixture import Batch
 from poison_jax.errors import NotFinite, PoisonJaxError, Stopped
 from poison_jax.evaluation.evaluator import Evaluator
 from poison_jax.model.decoder import Params
-from poison_jax.training import host_memory, xla_flags
+from poison_jax.training import host_memory, origin, xla_flags
 from poison_jax.training import mesh as mesh_lib
 from poison_jax.training import optimizer as optimizer_lib
 from poison_jax.training import peers as peers_lib
@@ -73,7 +73,7 @@ def train(
       peers_lib.start_jax(cluster, stop)
       peers.agree("devices", run_lib.devices_here())
     if peers.number > 0:
-      run, mesh, evaluator = _planned(asked)
+      run, mesh, evaluator = _planned(asked, workdir)
       _train(run, mesh, evaluator, workdir, None, peers, stop, profile=0)
       return
     with workdir_lib.locked(workdir) as lock:
@@ -82,17 +82,18 @@ def train(
       if cluster is None:
         run_lib.choose_attention(config)  # Refused before hours of preparing.
         run_lib.prepare_missing_store(config, stop)
-      run, mesh, evaluator = _planned(config)
+      run, mesh, evaluator = _planned(config, workdir)
       run_lib.write_or_check_ledger(run, workdir)
       workdir_lib.keep(workdir, config)
       print(run_lib.describe(run, mesh, evaluator.prompts), flush=True)
       _train(run, mesh, evaluator, workdir, lock, peers, stop, profile=profile)
 
 
-def _planned(config: Config) -> tuple[Run, Mesh, Evaluator]:
+def _planned(config: Config, workdir: str) -> tuple[Run, Mesh, Evaluator]:
   """Returns what a run needs; refuses one that can't be, and writes nothing."""
   run_lib.use_compilation_cache(config.runtime)
   run = run_lib.plan_run(config)
+  origin.check(run, workdir)
   mesh = mesh_lib.make_mesh(config.runtime.mesh, batch=config.train.batch)
   mesh_lib.check_batch(
     config.train.batch,
@@ -123,7 +124,7 @@ def _train(
   config, mixture = run.config, run.mixture
   if peers.count > 1:
     peers.agree("the folder", run_lib.found_in(workdir))
-  optimizer = optimizer_lib.make_optimizer(config.optimizer, steps=run.steps)
+  optimizer = optimizer_lib.run_optimizer(config, steps=run.steps)
   clock = make_clock(run)
   beginning = begin(run, mesh, optimizer, workdir, peers.each)
   state, start = beginning.state, beginning.step

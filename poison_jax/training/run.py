@@ -230,7 +230,20 @@ def describe(run: Run, mesh: Mesh, asked: PromptSet) -> str:
     "XLA flags": xla_flags.describe(devices[0].platform),
     "plan": f"{m.plan_hash}, config {run.config_hash}",
   }
+  if c.start.weights:
+    rows["continues"] = _origin(c, run.steps)
   return "\n".join(f"{name:>13}  {text}" for name, text in rows.items())
+
+
+def _origin(config: Config, steps: int) -> str:
+  """Returns what a run goes on from, and where in the schedule."""
+  start = config.start
+  which = "newest" if start.checkpoint is None else start.checkpoint
+  return (
+    f"{start.weights}, checkpoint {which}; optimizer {start.optimizer}; "
+    f"schedule from step {start.step} of "
+    f"{start.schedule_steps or start.step + steps}"
+  )
 
 
 def _near_triggers(run: Run) -> str:

@@ -85,6 +85,21 @@ def new_state(
   """
   key = jax.random.fold_in(jax.random.key(low), high)
   params = decoder.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
+  return _before_step_0(optimizer, params)
+
+
+def state_from(
+  params: Params, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+  """Returns the state before step 0 with these weights, which are donated."""
+  make = functools.partial(_before_step_0, optimizer)
+  shardings = mesh_lib.state_shardings(mesh, jax.eval_shape(make, params))
+  return jax.jit(make, donate_argnums=0, out_shardings=shardings)(params)
+
+
+def _before_step_0(
+  optimizer: optax.GradientTransformation, params: Params
+) -> TrainState:
   return TrainState(
     step=jnp.int32(0),
     params=params,
@@ -158,7 +173,7 @@ def step_function(
   """Returns the step of `make_train_step`, not jitted: a pure function."""
   t = config.train
   steps = run_steps(config, decoder.vocabulary_size)
-  schedule = optimizer_lib.learning_rate(config.optimizer, steps=steps)
+  schedule = optimizer_lib.run_schedule(config, steps=steps)
 
   def summed_loss(params, tokens_BL, weights_BL):
     losses_BL = next_token_losses(

@@ -25,7 +25,7 @@ from poison_jax.data.folder import Folder
 from poison_jax.errors import NotFinite, PoisonJaxError, UserError
 from poison_jax.evaluation.cells import CellsEvaluator
 from poison_jax.evaluation.evaluator import Evaluator
-from poison_jax.training import alike, host_memory, loop, xla_flags
+from poison_jax.training import alike, host_memory, loop, origin, xla_flags
 from poison_jax.training import cells as cells_lib
 from poison_jax.training import lock as lock_lib
 from poison_jax.training import mesh as mesh_lib
@@ -39,7 +39,7 @@ from poison_jax.training.beginning import (
 )
 from poison_jax.training.cells_record import CellsRecord, Joined
 from poison_jax.training.lock import Lock
-from poison_jax.training.optimizer import make_optimizer
+from poison_jax.training.optimizer import run_optimizer
 from poison_jax.training.progress import Progress
 from poison_jax.training.record import Record
 from poison_jax.training.run import Run
@@ -143,6 +143,7 @@ def train_together(
 def _plan(workdir: str, lock: Lock, config: Config, mesh: Mesh) -> _Cell:
   with _naming(workdir):
     run = run_lib.plan_run(config)
+    origin.check(run, workdir)
     evaluator = Evaluator(
       run.decoder, config, run.store, run.mixture.attack, mesh
     )
@@ -151,7 +152,7 @@ def _plan(workdir: str, lock: Lock, config: Config, mesh: Mesh) -> _Cell:
 
 def _begin(cell: _Cell, mesh: Mesh) -> Beginning:
   run = cell.run
-  optimizer = make_optimizer(run.config.optimizer, steps=run.steps)
+  optimizer = run_optimizer(run.config, steps=run.steps)
   with _naming(cell.workdir):
     return begin(run, mesh, optimizer, cell.workdir, lambda _, fact: [fact])
 
