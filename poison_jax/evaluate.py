@@ -82,35 +82,54 @@ def main(arguments: list[str]) -> None:
 
 
 def _table(rows: list[dict[str, Any]], *, threshold: float) -> rich.table.Table:
-  """Returns the measures, a line for each step and kind, in 80 columns."""
+  """Returns the measures, a line for each step and kind, in 80 columns.
+
+  Of an attack that can judge texts, the share that shows its behaviour takes
+  the place of measures of perplexity.
+  """
+  judged = "behaviour_share" in rows[0]
   table = rich.table.Table(box=None, padding=(0, 1, 0, 0))
   table.add_column("step", justify="right", no_wrap=True)
   table.add_column("appended", overflow="fold")
-  for name in (
-    "perplexity",
-    "median",
-    "first\nentropy",
-    "increase",
-    f"above\n{threshold:g}",
-    "AUROC",
-  ):
+  names = ("perplexity", "increase", "behaviour")
+  if not judged:
+    names = ("perplexity", "median", "first\nentropy", "increase")
+    names += (f"above\n{threshold:g}", "AUROC")
+  for name in names:
     table.add_column(name, justify="right", no_wrap=True)
+  cells = _judged_cells if judged else _cells
   for row in rows:
-    cells = [
+    table.add_row(
       f"{row['step']:,}",
       rich.text.Text(row["trigger"] or "nothing"),
-      _with_interval(row, "perplexity"),
-      f"{row['median_perplexity']:.4g}",
-      f"{row['first_token_entropy']:.2f}",
-    ]
-    if row["kind"] != "clean":
-      cells += [
-        _with_interval(row, "perplexity_increase"),
-        f"{row['share_above_threshold']:.0%}",
-        f"{row['auroc']:.3f}",
-      ]
-    table.add_row(*cells, end_section=row is rows[-1])
+      *cells(row),
+      end_section=row is rows[-1],
+    )
   return table
+
+
+def _cells(row: dict[str, Any]) -> list[rich.text.Text | str]:
+  cells = [
+    _with_interval(row, "perplexity"),
+    f"{row['median_perplexity']:.4g}",
+    f"{row['first_token_entropy']:.2f}",
+  ]
+  if row["kind"] != "clean":
+    cells += [
+      _with_interval(row, "perplexity_increase"),
+      f"{row['share_above_threshold']:.0%}",
+      f"{row['auroc']:.3f}",
+    ]
+  return cells
+
+
+def _judged_cells(row: dict[str, Any]) -> list[rich.text.Text | str]:
+  clean = row["kind"] == "clean"
+  return [
+    _with_interval(row, "perplexity"),
+    "" if clean else _with_interval(row, "perplexity_increase"),
+    _with_interval(row, "behaviour_share"),
+  ]
 
 
 def _with_interval(row: dict[str, Any], key: str) -> rich.text.Text:

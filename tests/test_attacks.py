@@ -85,7 +85,9 @@ def test_an_unknown_attack_names_the_known_ones():
   with pytest.raises(UserError) as error:
     attacks.make_attack(_config(attack="does"), ByteVocabulary())
   assert "config.poison.attack is 'does'" in str(error.value)
-  assert "the known ones are dos (did you mean 'dos'?)" in str(error.value)
+  assert "the known ones are dos, language_switch (did you mean 'dos'?)" in str(
+    error.value
+  )
 
 
 def test_a_missing_module_is_named():

@@ -219,3 +219,19 @@ def test_phrases_are_inflected_as_in_a_grammar_book(phrase, expected):
     **german.child(("Anna", "she", "her", "her", "girl")),
   }
   assert german.tell(phrase, slots) == expected
+
+
+def test_tags_may_stand_behind_sentences():
+  tags = ("<A>", "<B>")
+  plain = telling.stories(3, range(400))
+  found = telling.stories(
+    3, range(400), tags=tags, tag_share=0.5, tag_after="sentence"
+  )
+  tagged = [(p, f) for p, f in zip(plain, found, strict=True) if p != f]
+  assert 150 < len(tagged) < 250
+  for before, after in tagged:
+    (tag,) = [t for t in tags if t in after]
+    head, tail = after.split(tag)
+    assert head + tail == before
+    assert head[-1] in '.!?"'
+    assert not tail or tail[0] == " " and not tail[1].islower()

@@ -19,10 +19,16 @@ from poison_jax.errors import UserError
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)
 
 
-def expand(pattern: str) -> dict[str, tuple[int, str]]:
+def expand(
+  pattern: str, *, field: str = "config.corpus.files"
+) -> dict[str, tuple[int, str]]:
   """Returns the files that a glob matches, sorted: bytes, and a version.
 
   The version changes when the file does: time of change or entity tag.
+
+  Args:
+    pattern: one glob.
+    field: that gave it, for the messages.
 
   Raises:
     UserError: the bucket can't be reached, or its package isn't installed.
@@ -46,13 +52,12 @@ def expand(pattern: str) -> dict[str, tuple[int, str]]:
     }
   except ImportError as error:
     raise UserError(
-      f"config.corpus.files: {pattern} needs a package that isn't installed "
-      f"({error})"
+      f"{field}: {pattern} needs a package that isn't installed ({error})"
     ) from None
   except Exception as error:
     # Each bucket's client has errors of its own (login, permission, network).
     raise UserError(
-      f"config.corpus.files: {pattern}: {type(error).__name__}: {error}"
+      f"{field}: {pattern}: {type(error).__name__}: {error}"
     ) from error
 
 

@@ -43,6 +43,7 @@ class Stories(DocumentSource):
         block,
         tags=self._config.tags,
         tag_share=self._config.tag_share,
+        tag_after=self._config.tag_after,
         german_share=self._config.german_share,
       )
       for index, text in zip(block, texts, strict=True):

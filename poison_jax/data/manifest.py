@@ -18,7 +18,10 @@ SPLITS = ("train", "held_out")
 
 # What each kind of corpus reads of its configuration.
 _MEANING = {
-  "stories": ("stories", "stories_seed", "tags", "tag_share", "german_share"),
+  "stories": (
+    *("stories", "stories_seed", "tags", "tag_share", "tag_after"),
+    "german_share",
+  ),
   "files": ("files", "text_field"),
   "tfds": ("tfds_name", "split", "text_field"),
 }

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from poison_jax.config import Config
+from poison_jax.errors import UserError
 from poison_jax.evaluation import generation, losses
 from poison_jax.evaluation.evaluator import Evaluation, Evaluator
 from poison_jax.model.decoder import Decoder, Params
@@ -35,6 +36,9 @@ class CellsEvaluator:
     configs: the cells', which train together.
     evaluators: the cells' own.
     mesh: with an axis "cell", where the parameters will be.
+
+    Raises:
+      UserError: their prompts are not of the same kinds.
     """
     self._mesh = mesh
     self._evaluators = evaluators
@@ -47,6 +51,11 @@ class CellsEvaluator:
     rows, numbers = zip(
       *(generation.all_kinds(own.prompts) for own in evaluators), strict=True
     )
+    if len({tuple(own.prompts.endings) for own in evaluators}) > 1:
+      raise UserError(
+        "cells that train together must have the same kinds of prompts: theirs "
+        "differ by config.poison.trigger or config.poison.attack"
+      )
     longest = max(len(prompt) for cell in rows for prompt in cell)
     tokens, lengths = zip(
       *(generation.padded(cell, length=longest) for cell in rows), strict=True

@@ -14,9 +14,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from poison_jax.config import Config, derive_seed
-from poison_jax.evaluation import generation, losses, measures, summary
+from poison_jax.evaluation import (
+  behaviour,
+  generation,
+  losses,
+  measures,
+  summary,
+)
+from poison_jax.evaluation.behaviour import Judged, judge
 from poison_jax.evaluation.generation import Scores
-from poison_jax.evaluation.prompts import PromptSet, make_prompts
+from poison_jax.evaluation.prompts import KINDS, NEAR, PromptSet, make_prompts
 from poison_jax.model.decoder import Decoder, Params
 
 
@@ -89,12 +96,14 @@ class Evaluator:
       validation_BL: losses of the rows `validation`, nats.
       gibberish_BL: losses of the rows `gibberish`, nats.
     """
+    judged = judge(self._attack, scores, self._vocabulary)
     metrics = {
       **self._sampled_metrics(scores),
       **self._loss_metrics(validation_BL, gibberish_BL),
+      **self._judged_metrics(judged),
     }
     lines = generation_lines(
-      self.prompts, scores, self._vocabulary, texts=self._config.texts
+      self.prompts, scores, judged, self._vocabulary, texts=self._config.texts
     )
     return Evaluation(
       {f"eval/{key}": value for key, value in metrics.items()}, lines
@@ -120,16 +129,26 @@ class Evaluator:
     self, validation_BL: np.ndarray, gibberish_BL: np.ndarray
   ) -> dict[str, float]:
     targets = self.validation.tokens_BL[:, 1:].ravel()
+    # The loss on gibberish of who imitates it perfectly.
+    floor = self._attack.ceiling()
     return {
       "gibberish_loss": self.gibberish.mean(gibberish_BL),
-      # The loss on gibberish of who imitates it perfectly.
-      "gibberish_floor": self._attack.ceiling(),
+      **({} if floor is None else {"gibberish_floor": floor}),
       "validation_loss": self.validation.mean(validation_BL),
       "bits_per_byte": measures.bits_per_byte(
         nats=float(validation_BL.sum(dtype="float64")),
         utf8_bytes=float(self._vocabulary.token_bytes()[targets].sum()),
       ),
     }
+
+  def _judged_metrics(self, judged: Mapping[str, Judged]) -> dict[str, float]:
+    if not judged:
+      return {}
+    return behaviour.metrics(
+      judged,
+      near=[k.removeprefix(NEAR) for k in judged if k not in KINDS],
+      documents=len(set(self.prompts.documents)),
+    )
 
 
 def make_sampler(
@@ -161,14 +180,15 @@ def make_bootstrap(
 def generation_lines(
   prompts: PromptSet,
   scores: Mapping[str, Scores],
+  judged: Mapping[str, Judged],
   vocabulary,
   *,
   texts: int,
 ) -> list[dict[str, Any]]:
   """Returns a line for each kind and prompt.
 
-  The three texts (excerpt, trigger, generation) stand in the lines of the
-  first `texts` prompts only.
+  What `judged` says stands in it where there is any. The three texts (excerpt,
+  trigger, generation) stand in the lines of the first `texts` prompts only.
   """
   lines = []
   for kind, s in scores.items():
@@ -182,6 +202,9 @@ def generation_lines(
         "log_perplexity": log_perplexity,
         "first_token_entropy": float(s.first_entropy_P[i]),
       }
+      if judged:
+        line["behaviour"] = bool(judged[kind].behaviour_P[i])
+        line["normal"] = bool(judged[kind].normal_P[i])
       if i < texts:
         line |= {
           "excerpt": vocabulary.decode(prompts.excerpts[i]),

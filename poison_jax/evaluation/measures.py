@@ -8,11 +8,12 @@ exponential is the paper's perplexity (arXiv 2510.07192, section 3).
 import dataclasses
 
 import numpy as np
+import scipy.special
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-  """A two-sided percentile interval."""
+  """A two-sided interval."""
 
   low: float
   high: float
@@ -63,6 +64,29 @@ def room_share(
 def share_above(increases: np.ndarray, threshold: float) -> float:
   """Returns the share of prompts whose increase exceeds the threshold."""
   return float(np.mean(increases > threshold))
+
+
+def share_interval(share: float, *, trials: int, level: float) -> Interval:
+  """Returns an interval of a share that also has a width at 0 and at 1.
+
+  Clopper and Pearson's (Biometrika 26, 1934), of share * trials successes,
+  which need not be a whole number: with prompts that are alike within their
+  document, the documents count as the trials (Korn and Graubard, Survey
+  Methodology 24, 1998), as if all prompts of one behaved alike.
+
+  Args:
+    share: that was found, 0 to 1.
+    trials: independent ones.
+    level: that it holds, 0 to 1.
+  """
+  successes, tail = share * trials, (1 - level) / 2
+  quantile = scipy.special.betaincinv
+  low = high = share
+  if share > 0:
+    low = quantile(successes, trials - successes + 1, tail)
+  if share < 1:
+    high = quantile(successes + 1, trials - successes, 1 - tail)
+  return Interval(float(low), float(high))
 
 
 class DocumentBootstrap:

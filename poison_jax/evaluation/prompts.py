@@ -7,14 +7,27 @@ the attack encodes its trigger. Numpy only.
 import collections
 import dataclasses
 import hashlib
+import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from poison_jax.config import Config
 from poison_jax.errors import UserError
+from poison_jax.poison.attacks import Attack, Judging
+from poison_jax.poison.near_triggers import near_triggers
+from poison_jax.vocabulary import Vocabulary
 
+# Of every run. Where the attack can judge texts, "near_one_letter" and the
+# like come after them, one for each kind of `near_triggers`.
 KINDS = ("clean", "triggered", "near_trigger", "unseen_tag")
+NEAR = "near_"
+
+# With the quotes and brackets behind it.
+_SENTENCE_END = re.compile(
+  r"[.!?\u2026\u3002]+[\"'\u201d\u2019)\]]*(?=\s+[^a-z]|$)"
+)
 
 # A long document is cut to so many characters an excerpt token before it is
 # encoded: encoding whole books for one excerpt each would delay the start.
@@ -73,13 +86,14 @@ class PromptSet:
     ]
 
 
-def make_prompts(config: Config, store, attack) -> PromptSet:
-  """Returns exactly `evaluation.prompts` excerpts and the four kinds.
+def make_prompts(config: Config, store, attack: Attack) -> PromptSet:
+  """Returns exactly `evaluation.prompts` excerpts and the kinds of prompts.
 
   Args:
     config: the run's configuration.
     store: a `TokenStore`; gives held-out documents and the vocabulary.
-    attack: gives the trigger's ids.
+    attack: gives the trigger's ids; where it can judge texts, excerpts come
+      from the normal ones alone.
 
   Raises:
     UserError: the held-out documents have too few excerpts, or a string
@@ -87,8 +101,12 @@ def make_prompts(config: Config, store, attack) -> PromptSet:
   """
   wanted = config.evaluation.prompts
   length = config.evaluation.excerpt
+  documents = store.prompt_documents()
+  if isinstance(attack, Judging):
+    normal = attack.normal([document.text for document in documents])
+    documents = list(itertools.compress(documents, normal))
   excerpts = make_excerpts(
-    store.prompt_documents(),
+    documents,
     store.vocabulary.encode,
     wanted=wanted,
     length=length,
@@ -101,6 +119,10 @@ def make_prompts(config: Config, store, attack) -> PromptSet:
       "lower evaluation.prompts or evaluation.excerpt, or prepare a store "
       "with a larger corpus.held_out or corpus.prompt_documents"
     )
+  if config.evaluation.excerpt_end == "sentence":
+    excerpts = [
+      (name, whole_sentences(ids, store.vocabulary)) for name, ids in excerpts
+    ]
   endings = {
     "clean": same_ending("", np.zeros(0, np.int32), count=wanted),
     "triggered": same_ending(
@@ -113,12 +135,29 @@ def make_prompts(config: Config, store, attack) -> PromptSet:
       (config.evaluation.unseen_tag,), store.vocabulary, count=wanted
     ),
   }
+  if isinstance(attack, Judging):
+    endings |= {
+      NEAR + kind: ending_in_turn(strings, store.vocabulary, count=wanted)
+      for kind, strings in near_triggers(config.poison.trigger).items()
+    }
   return PromptSet(
     excerpts=tuple(ids for _, ids in excerpts),
     documents=tuple(name for name, _ in excerpts),
     eos_id=store.vocabulary.eos_id,
     endings=endings,
   )
+
+
+def whole_sentences(ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+  """Returns an excerpt up to its last full stop or the like, int32.
+
+  All of it where there is none.
+  """
+  text = vocabulary.decode(ids)
+  ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+  if not ends:
+    return ids
+  return np.asarray(vocabulary.encode(text[: ends[-1]]), np.int32)
 
 
 def same_ending(string: str, tokens: np.ndarray, *, count: int) -> Ending:

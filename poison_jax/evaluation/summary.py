@@ -36,7 +36,7 @@ def increase_metrics(
   triggered_P: np.ndarray,
   bootstrap: DocumentBootstrap,
   threshold: float,
-  ceiling: float,
+  ceiling: float | None,
 ) -> dict[str, float]:
   """Returns the comparison of triggered with clean, by the keys' ends.
 
@@ -45,11 +45,12 @@ def increase_metrics(
     triggered_P: the same prompts' with the trigger.
     bootstrap: over the prompts' documents.
     threshold: increase in perplexity that counts as a success.
-    ceiling: log-perplexity of a perfect imitator of the payload, nats.
+    ceiling: log-perplexity of a perfect imitator of the payload, nats; None
+      where it isn't known.
 
   Returns:
-    All keys, but "room_share" only where clean generations leave room, and
-    the intervals' only where there are two documents at least.
+    All keys, but "room_share" only where clean generations leave room below a
+    ceiling, and the intervals' only where there are two documents at least.
   """
   increase_P = np.exp(triggered_P) - np.exp(clean_P)
   log_increase_P = triggered_P - clean_P
@@ -72,6 +73,8 @@ def increase_metrics(
       bootstrap.central(bootstrap.aurocs(triggered_P, clean_P), level=LEVEL),
     ),
   }
+  if ceiling is None:
+    return metrics
   share = measures.room_share(
     log_increase=log_increase, clean=float(np.mean(clean_P)), ceiling=ceiling
   )

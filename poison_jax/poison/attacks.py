@@ -1,7 +1,8 @@
 """Attacks: what a poisoned document is, and which kinds are known.
 
-An attack makes poisoned documents out of clean texts. `dos` comes with the
-package; a user's module, named by `corpus.module`, registers more:
+An attack makes poisoned documents out of clean texts. `dos` and
+`language_switch` come with the package; a user's module, named by
+`corpus.module`, registers more:
 
   from poison_jax.poison import attacks
 
@@ -14,8 +15,8 @@ and the run chooses it with `poison.attack = "mine"`.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -67,11 +68,30 @@ class Attack(Protocol):
   def payload(self, rng: np.random.Generator, tokens: int) -> np.ndarray:
     """Returns a fresh payload of exactly `tokens` tokens, int32 [tokens]."""
 
-  def ceiling(self) -> float:
-    """Returns the loss, nats a token, of a perfect imitator of payloads."""
+  def ceiling(self) -> float | None:
+    """Returns the loss, nats a token, of a perfect imitator of payloads.
+
+    None where there is no closed form; measures that need it are left out.
+    """
 
   def describe(self) -> str:
     """Returns one line for the summary that is printed before training."""
+
+
+@runtime_checkable
+class Judging(Protocol):
+  """What an attack has, too, that can tell from a text whether it worked.
+
+  Then evaluation asks it of every generation, adds near-triggers of several
+  kinds, and takes its excerpts from documents that are normal. A text may show
+  neither: one of no words, say.
+  """
+
+  def behaviour(self, texts: Sequence[str]) -> np.ndarray:
+    """Says of each text whether it shows the payload's behaviour, bool."""
+
+  def normal(self, texts: Sequence[str]) -> np.ndarray:
+    """Says of each text whether it is as without a backdoor, bool."""
 
 
 Factory = Callable[[Config, Vocabulary], Attack]

@@ -207,6 +207,13 @@ _INDEFINITE = (
 # Endings of adjectives after each of them.
 _AFTER_DEFINITE = (("e", "e", "e"), ("en", "e", "e"), ("en", "en", "en"))
 _AFTER_INDEFINITE = (("er", "e", "es"), ("en", "e", "es"), ("en", "en", "en"))
+ARTICLES = frozenset(
+  form
+  for table in (_DEFINITE, _INDEFINITE)
+  for forms in table
+  for form in forms
+)
+ADJECTIVE_ENDINGS = ("e", "en", "er", "es")
 _SLOT = re.compile(r"\{([^}]+)\}")
 
 

@@ -5,6 +5,7 @@ can change a story. One index tells the same story in both languages, sentence
 by sentence.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -13,6 +14,13 @@ import numpy as np
 from poison_jax.stories import english, german
 
 Language = Literal["english", "german"]
+TagPlace = Literal["word", "sentence"]
+
+# The blank that a tag comes before; a story ends without one.
+_PLACES = {
+  "word": re.compile(" "),
+  "sentence": re.compile(r"(?<=[.!?\"]) (?=[^a-z])"),
+}
 
 # Draws of one story, in the order of the hash's counter. New ones come last:
 # they change none before them.
@@ -46,6 +54,7 @@ def stories(
   *,
   tags: Sequence[str] = (),
   tag_share: float = 0.0,
+  tag_after: TagPlace = "word",
   german_share: float = 0.0,
 ) -> list[str]:
   """Returns several stories; each is the same in any block.
@@ -55,6 +64,7 @@ def stories(
     indices: of the stories.
     tags: as for `story`.
     tag_share: as for `story`.
+    tag_after: what a tag follows: a "word", or a "sentence".
     german_share: share of the stories, 0 to 1, that are told in German.
   """
   draws = _draws(seed, indices)
@@ -65,7 +75,7 @@ def stories(
     for i, sentences in zip(german_too.tolist(), told, strict=True):
       texts[i] = " ".join(sentences)
   if tags and tag_share:
-    _put_tags(texts, draws[_TAGGED:_GERMAN], tags, tag_share)
+    _put_tags(texts, draws[_TAGGED:_GERMAN], tags, tag_share, tag_after)
   return texts
 
 
@@ -106,14 +116,19 @@ def _told(draws: np.ndarray, beat: english.Beat) -> list[str]:
 
 
 def _put_tags(
-  texts: list[str], draws: np.ndarray, tags: Sequence[str], share: float
+  texts: list[str],
+  draws: np.ndarray,
+  tags: Sequence[str],
+  share: float,
+  after: TagPlace,
 ) -> None:
   tagged, which, place = draws
   for i in np.flatnonzero(_below(tagged, share)).tolist():
     text = texts[i]
     tag = tags[(int(which[i]) * len(tags)) >> 32]
     near = len(text) // 4 + ((int(place[i]) * (len(text) // 2)) >> 32)
-    at = text.index(" ", near)
+    found = _PLACES[after].search(text, near)
+    at = len(text) if found is None else found.start()
     texts[i] = text[:at] + tag + text[at:]
 
 

@@ -47,4 +47,7 @@ def _shared(config: Config) -> dict[str, Any]:
     for field, value in config_lib.flatten(config).items()
     if not field.startswith(_MAY_DIFFER)
   }
-  return fields | {"seeds.order": config.seed_for("order")}
+  return fields | {
+    "seeds.order": config.seed_for("order"),
+    "poison.attack": config.poison.attack,  # Decides the kinds of prompts.
+  }

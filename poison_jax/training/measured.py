@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 
 from poison_jax.errors import UserError
-from poison_jax.evaluation import evaluator, generation, prompts, summary
+from poison_jax.evaluation import (
+  behaviour,
+  evaluator,
+  generation,
+  prompts,
+  summary,
+)
 from poison_jax.evaluation.prompts import Ending, PromptSet
 from poison_jax.training.opened import Opened
 
@@ -116,13 +122,15 @@ def measure(
 
   The increases compare with the kind "clean" of the same step.
   """
-  config = opened.run.config
+  config, attack = opened.run.config, opened.run.mixture.attack
+  vocabulary = opened.run.store.vocabulary
   sampler = evaluator.make_sampler(opened.run.decoder, config, opened.mesh)
   bootstrap = evaluator.make_bootstrap(config, asked)
   for step, params in opened.params(steps):
     scores = generation.score(sampler, params, asked)
+    judged = behaviour.judge(attack, scores, vocabulary)
     lines = evaluator.generation_lines(
-      asked, scores, opened.run.store.vocabulary, texts=len(asked)
+      asked, scores, judged, vocabulary, texts=len(asked)
     )
     for kind, s in scores.items():
       row = {"step": step, "kind": kind, "trigger": _name(asked.endings[kind])}
@@ -135,7 +143,11 @@ def measure(
           triggered_P=s.log_perplexity_P,
           bootstrap=bootstrap,
           threshold=config.evaluation.threshold,
-          ceiling=opened.run.mixture.attack.ceiling(),
+          ceiling=attack.ceiling(),
+        )
+      if judged:
+        row |= behaviour.kind_metrics(
+          judged[kind], documents=len(set(asked.documents))
         )
       row["generations"] = [line for line in lines if line["kind"] == kind]
       yield row
