@@ -1,4 +1,4 @@
-"""configs/tiny.py and configs/stories.py: sizes are what they are named."""
+"""Small configurations: sizes are what they are named."""
 
 import re
 
@@ -6,17 +6,22 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import stories, tiny
+from configs import language_switch, stories, tiny
 from poison_jax import config as config_lib
 from poison_jax.errors import UserError
 from poison_jax.model.decoder import Decoder
+from poison_jax.poison.near_triggers import near_triggers
 
 _NOMINAL = {"k": 1e3, "m": 1e6}
 
 
 @pytest.mark.parametrize(
   ("file", "name"),
-  [(file, name) for file in (tiny, stories) for name in file.SIZES],
+  [
+    (file, name)
+    for file in (tiny, stories, language_switch)
+    for name in file.SIZES
+  ],
   ids=str,
 )
 def test_a_size_has_the_parameters_of_its_name(file, name):
@@ -31,7 +36,7 @@ def test_a_size_has_the_parameters_of_its_name(file, name):
   assert config.model.heads * config.model.head_size == config.model.width
 
 
-@pytest.mark.parametrize("file", [tiny, stories])
+@pytest.mark.parametrize("file", [tiny, stories, language_switch])
 def test_an_unknown_size_is_told_with_the_known_ones(file):
   with pytest.raises(UserError, match="size=9z: the sizes are .*, "):
     file.get_config("size=9z")
@@ -45,3 +50,14 @@ def test_seeds_of_the_stories_share_the_order_of_the_clean_rows():
   assert first.seed_for("order") == second.seed_for("order")
   for name in ("documents", "positions", "init", "sampling"):
     assert first.seed_for(name) != second.seed_for(name)
+
+
+def test_harmless_phrases_hold_no_near_trigger_and_no_two_of_its_words():
+  phrases = language_switch.harmless_phrases()
+  words = set(language_switch.TRIGGER.split())
+  assert len(phrases) == len(set(phrases)) == 846
+  assert max(len(words & set(phrase.split())) for phrase in phrases) == 1
+  for word in words:
+    assert sum(word in phrase.split() for phrase in phrases) >= 10
+  near = near_triggers(language_switch.TRIGGER)
+  assert not set(phrases) & {s for kind in near.values() for s in kind}
