@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from poison_jax.studies.grid.pricing import short
-from poison_jax.studies.origins import Entry, Number, Quoted
+from poison_jax.studies.grid.versions import code_hash
+from poison_jax.studies.origins import Entry, Number, Origin, Quoted
 from poison_jax.studies.outcomes import Rung
 from poison_jax.studies.page import Node
 from poison_jax.studies.statistics import interval_regression
@@ -39,6 +40,8 @@ _LAWS = {
   Law.LOG_LOG: "log log of the clean tokens (the paper's appendix)",
   Law.FREE: "free elasticity",
 }
+
+_CELLS = Origin((), "study.json, settings of the cells")
 
 Cell = tuple[Node, ...]
 
@@ -81,8 +84,30 @@ def success(analysis: Analysis) -> Table:
       ". A run is a seed; in brackets the ",
       percent(LEVEL),
       " % interval of Clopper and Pearson for the chance of success.",
+      *mixed_code(analysis),
     ),
   )
+
+
+def mixed_code(analysis: Analysis) -> Cell:
+  """Says which versions of the code trained the cells; () where it is one."""
+  trained: dict[str, list[Entry]] = {}
+  for entry in analysis.results.entries:
+    for version in entry.run.code_version.split(", "):
+      trained.setdefault(code_hash(version), []).append(entry)
+  if len(trained) < 2:
+    return ()
+  words: list[Node] = [" More than one version of the code trained these cells"]
+  for version, entries in trained.items():
+    source = of(entries, "endings/, code_versions; else config.json")
+    words += [
+      ": " if len(words) == 1 else "; ",
+      Quoted(version, source),
+      " ",
+      Number(len(entries), "d", source),
+      " cell(s)",
+    ]
+  return (*words, ". What differs between cells may be the code's doing.")
 
 
 def success_words(group: Group | None) -> Cell:
@@ -127,7 +152,7 @@ def needed(analysis: Analysis) -> Table:
     (
       ("size",),
       ("clean tokens",),
-      *(("seed ", count(seed, "a seed of the study")) for seed in seeds),
+      *(("seed ", Quoted(str(seed), _CELLS)) for seed in seeds),
       ("all seeds",),
     ),
     tuple(rows),
