@@ -163,7 +163,7 @@ def _read_run(plan: Plan, state: State) -> Run:
   return dataclasses.replace(
     run,
     name=cell.label or cell.hash,
-    code_version=", ".join(trained_by) or run.code_version,
+    code_version=" ".join(trained_by) or run.code_version,
     generations=kept,
   )
 

@@ -99,8 +99,8 @@ class Run:
     name: short and unique among the runs read together.
     config: its configuration.
     config_hash: names the configuration.
-    code_version: names the code that made the run, or versions of it with
-      commas between them.
+    code_version: names the code that made the run; of several that did, each,
+      with a space between.
     command: starts or continues the run.
     steps: planned ones; None where neither config nor ledger tells yet.
     ledger: None where it is not written yet.

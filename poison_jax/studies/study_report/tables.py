@@ -93,7 +93,7 @@ def mixed_code(analysis: Analysis) -> Cell:
   """Says which versions of the code trained the cells; () where it is one."""
   trained: dict[str, list[Entry]] = {}
   for entry in analysis.results.entries:
-    for version in entry.run.code_version.split(", "):
+    for version in entry.run.code_version.split(" "):
       trained.setdefault(code_hash(version), []).append(entry)
   if len(trained) < 2:
     return ()
@@ -103,9 +103,9 @@ def mixed_code(analysis: Analysis) -> Cell:
     words += [
       ": " if len(words) == 1 else "; ",
       Quoted(version, source),
-      " ",
+      " (",
       Number(len(entries), "d", source),
-      " cell(s)",
+      " cell(s))",
     ]
   return (*words, ". What differs between cells may be the code's doing.")
 
