@@ -1,5 +1,6 @@
 """Studies with lost or damaged files, mixed code and pinned training seeds."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ import pytest
 from poison_jax.studies import outcomes, results
 from poison_jax.studies.grid import endings, pricing
 from poison_jax.studies.grid.axes import axis, product
+from poison_jax.studies.grid.states import Kind
 from poison_jax.studies.study_report import analysis, nodes, tables
 
 _OTHER_CODE = "fedcba9876543210+000000000000"
@@ -148,6 +150,28 @@ def test_a_cell_that_goes_on_may_lack_its_last_evaluation(tmp_path):
   (run / "ledger.parquet").unlink()
   (missing,) = results.read(plan).missing
   assert not missing.damaged
+
+
+@pytest.mark.parametrize(
+  ("kind", "damaged"), [(Kind.FAILED, True), (Kind.RUNNING, False)]
+)
+def test_a_lost_cell_is_damaged_until_it_runs_again(
+  tmp_path, monkeypatch, kind, damaged
+):
+  # Its ending says done; a dispatcher may take it for failed, or retry it.
+  plan, run = _made(tmp_path)
+  (run / "metrics.jsonl").write_bytes(b"")
+  real = results.states.read_state
+  monkeypatch.setattr(
+    results.states,
+    "read_state",
+    lambda plan, cell, owners: dataclasses.replace(
+      real(plan, cell, owners),
+      **({"kind": kind} if cell == plan.cells[1] else {}),
+    ),
+  )
+  (missing,) = results.read(plan).missing
+  assert missing.damaged == damaged and missing.cell == plan.cells[1]
 
 
 @pytest.mark.slow
