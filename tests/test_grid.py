@@ -241,7 +241,7 @@ def test_a_broken_file_is_one_line(tmp_path, text, says):
     ("name='a' * 41", "at most 40"),
     ("margin=0", "margin is 0"),
     ("mfu=1.5", "mfu is 1.5"),
-    ("topology='cpu'", "cpu"),
+    ("topology='cpu'", "the study's topology=cpu"),
     ("margin=0.5", "margin is 0.5; it must be more than 0 and less than 0.5"),
     ("margin=float('nan')", "margin is nan, .* a finite number"),
     ("margin='0.25'", "margin is '0.25', of type str; .* a finite number"),

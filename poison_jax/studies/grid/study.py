@@ -196,7 +196,10 @@ def _check(study: Any) -> None:
     raise UserError(
       f"the study's mfu is {study.mfu}; it must be more than 0 and at most 1"
     )
-  parse_topology(study.topology)
+  try:
+    parse_topology(study.topology)
+  except UserError as error:  # It names the flag of `plan`.
+    raise UserError(f"the study's {str(error).removeprefix('--')}") from None
 
 
 def make_cells(study: Study) -> tuple[Cell, ...]:
