@@ -41,8 +41,6 @@ _LAWS = {
   Law.FREE: "free elasticity",
 }
 
-_CELLS = Origin((), "study.json, settings of the cells")
-
 Cell = tuple[Node, ...]
 
 
@@ -133,6 +131,7 @@ def _share(group: Group | None) -> Cell:
 def needed(analysis: Analysis) -> Table:
   """Documents needed by rung and seed, and over the seeds of a rung."""
   seeds = sorted({m.seed for m in analysis.ladders})
+  settings = Origin((), "study.json, settings of the cells")
   found = {(m.rung, m.seed): m for m in analysis.ladders}
   rows = []
   for rung in _rungs(analysis):
@@ -152,7 +151,7 @@ def needed(analysis: Analysis) -> Table:
     (
       ("size",),
       ("clean tokens",),
-      *(("seed ", Quoted(str(seed), _CELLS)) for seed in seeds),
+      *(("seed ", Quoted(str(seed), settings)) for seed in seeds),
       ("all seeds",),
     ),
     tuple(rows),
