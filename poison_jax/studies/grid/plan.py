@@ -12,6 +12,7 @@ from typing import Any
 from poison_jax import config as config_lib
 from poison_jax.data.folder import Folder
 from poison_jax.errors import UserError
+from poison_jax.studies.grid import stated
 from poison_jax.studies.grid.study import Cell, Study, Triage
 from poison_jax.studies.statistics.sequential import Rule
 from poison_jax.training import workdir as workdir_lib
@@ -49,8 +50,8 @@ class Plan:
 
 def make_plan(study: Study, cells: tuple[Cell, ...], workdir: str) -> Plan:
   """Returns the plan of a study in a folder; writes nothing."""
-  stated = {name: getattr(study, name) for name in _STATED}
-  return Plan(workdir=workdir, cells=cells, **stated)
+  fields = {name: getattr(study, name) for name in _STATED}
+  return Plan(workdir=workdir, cells=cells, **fields)
 
 
 def write(plan: Plan) -> None:
@@ -108,7 +109,7 @@ def read(workdir: str) -> Plan:
         f"it has format {found['format']}; this code reads {FORMAT}"
       )
     cells = tuple(_cell(entry) for entry in found["cells"])
-    return Plan(
+    plan = Plan(
       workdir=workdir,
       name=found["name"],
       question=found["question"],
@@ -120,6 +121,11 @@ def read(workdir: str) -> Plan:
     raise UserError(f"{workdir}/{FILE} is damaged: {error!r}") from error
   except UserError as error:  # Of a field that this code has not, or lacks.
     raise UserError(f"{workdir}/{FILE}: {error}") from None
+  try:
+    stated.check(plan, fields=_STATED)
+  except UserError as error:
+    raise UserError(f"{workdir}/{FILE} is damaged: {error}") from None
+  return plan
 
 
 def write_config(plan: Plan, cell: Cell) -> None:
@@ -161,4 +167,8 @@ def _cell(entry: Mapping[str, Any]) -> Cell:
   config = config_lib.from_dict(entry["config"])
   if config_lib.config_hash(config) != entry["hash"]:
     raise ValueError(f"cell {entry['hash']} is not its configuration's hash")
-  return Cell(entry["hash"], entry["settings"], config)
+  settings = {
+    name: tuple(value) if isinstance(value, list) else value  # JSON's tuple.
+    for name, value in entry["settings"].items()
+  }
+  return Cell(entry["hash"], settings, config)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from poison_jax.studies.grid.pricing import short
-from poison_jax.studies.origins import Entry, Number, Quoted
+from poison_jax.studies.grid.versions import code_hash
+from poison_jax.studies.origins import Entry, Number, Origin, Quoted
 from poison_jax.studies.outcomes import Rung
 from poison_jax.studies.page import Node
 from poison_jax.studies.statistics import interval_regression
@@ -81,8 +82,30 @@ def success(analysis: Analysis) -> Table:
       ". A run is a seed; in brackets the ",
       percent(LEVEL),
       " % interval of Clopper and Pearson for the chance of success.",
+      *mixed_code(analysis),
     ),
   )
+
+
+def mixed_code(analysis: Analysis) -> Cell:
+  """Says which versions of the code trained the cells; () where it is one."""
+  trained: dict[str, list[Entry]] = {}
+  for entry in analysis.results.entries:
+    for version in entry.run.code_version.split(" "):
+      trained.setdefault(code_hash(version), []).append(entry)
+  if len(trained) < 2:
+    return ()
+  words: list[Node] = [" More than one version of the code trained these cells"]
+  for version, entries in trained.items():
+    source = of(entries, "endings/, code_versions; else config.json")
+    words += [
+      ": " if len(words) == 1 else "; ",
+      Quoted(version, source),
+      " (",
+      Number(len(entries), "d", source),
+      " cell(s))",
+    ]
+  return (*words, ". What differs between cells may be the code's doing.")
 
 
 def success_words(group: Group | None) -> Cell:
@@ -108,6 +131,7 @@ def _share(group: Group | None) -> Cell:
 def needed(analysis: Analysis) -> Table:
   """Documents needed by rung and seed, and over the seeds of a rung."""
   seeds = sorted({m.seed for m in analysis.ladders})
+  settings = Origin((), "study.json, settings of the cells")
   found = {(m.rung, m.seed): m for m in analysis.ladders}
   rows = []
   for rung in _rungs(analysis):
@@ -127,7 +151,7 @@ def needed(analysis: Analysis) -> Table:
     (
       ("size",),
       ("clean tokens",),
-      *(("seed ", count(seed, "a seed of the study")) for seed in seeds),
+      *(("seed ", Quoted(str(seed), settings)) for seed in seeds),
       ("all seeds",),
     ),
     tuple(rows),
