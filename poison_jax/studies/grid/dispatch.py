@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from poison_jax.errors import CheckFailed, Stopped, UserError
-from poison_jax.studies.grid import attempts, states, triage, versions
+from poison_jax.studies.grid import attempts, endings, states, triage, versions
 from poison_jax.studies.grid import plan as plan_lib
 from poison_jax.studies.grid.attempts import Attempt
 from poison_jax.studies.grid.backends import Backend
@@ -218,8 +218,10 @@ class _Dispatcher:
     if not batch:
       return None
     cells = [state.cell for state in batch]
-    for cell in cells:
-      plan_lib.write_config(self._plan, cell)
+    for state in batch:
+      plan_lib.write_config(self._plan, state.cell)
+      if state.ending is not None and state.ending.result == endings.DONE:
+        endings.forget(self._plan.workdir, state.cell.hash)  # It was lost.
     return attempts.begin(
       cells,
       self._backend.start(self._plan, cells, slot),
