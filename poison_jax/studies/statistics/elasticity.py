@@ -41,6 +41,7 @@ from poison_jax.studies.statistics import (
   censored_likelihood,
   interval_regression,
   laws,
+  margins,
 )
 from poison_jax.studies.statistics.intervals import Interval
 from poison_jax.studies.statistics.laws import Law, LawFit
@@ -232,8 +233,11 @@ def _one_sided(deviance_B, distance_B, degrees_B) -> np.ndarray:
 
 
 def _check(margin: float, amount_N) -> None:
-  if not 0 < margin < 0.5:
-    raise ValueError(f"margin {margin} lies outside 0 to 1/2")
+  if not margins.LEAST < margin < margins.MOST:
+    raise ValueError(
+      f"margin {margin} does not lie between {margins.LEAST:g} and "
+      f"{margins.MOST:g}"
+    )
   if not np.all(np.asarray(amount_N, float) > 0):
     raise ValueError("amounts must be above 0")
 
