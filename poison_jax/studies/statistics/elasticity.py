@@ -48,14 +48,13 @@ import scipy.stats
 
 from poison_jax.studies.statistics import (
   censored_likelihood,
+  identification,
   interval_regression,
   laws,
   margins,
 )
 from poison_jax.studies.statistics.intervals import Interval
 from poison_jax.studies.statistics.laws import Law, LawFit
-
-_LEAST = 3  # N50s between two doses: an intercept, a slope and a spread.
 
 
 class Verdict(enum.Enum):
@@ -139,7 +138,7 @@ def assess(
   log_amount_N = np.log(np.asarray(amount_N, float))
   if log_amount_N.shape != low_log_N.shape:
     raise ValueError(f"{len(low_log_N)} N50s, {len(log_amount_N)} amounts")
-  reason = _too_little(low_log_N, high_log_N, log_amount_N)
+  reason = identification.too_little(low_log_N, high_log_N, log_amount_N)
   if reason:
     return _nothing(reason, margin, level)
   line = interval_regression.fit(low_N, high_N, log_amount_N[:, None])
@@ -153,7 +152,7 @@ def assess(
     verdict=verdict,
     reason=_reason(verdict, tests, interval, equivalence, margin),
     margin=margin,
-    estimate=_steepest(line) or float(line.slopes_P[0]),
+    estimate=identification.runaway(line) or float(line.slopes_P[0]),
     interval=interval,
     equivalence_interval=equivalence,
     p_constant=float(tests.constant_B[0]),
@@ -251,44 +250,6 @@ def _check(margin: float, amount_N) -> None:
     )
   if not np.all(np.asarray(amount_N, float) > 0):
     raise ValueError("amounts must be above 0")
-
-
-def _too_little(low_N, high_N, log_amount_N) -> str:
-  """Returns why e can't be known, or ""."""
-  known_N = np.isfinite(low_N) | np.isfinite(high_N)
-  if not known_N.any():
-    return "no seed gives N50 a bound"
-  if np.ptp(log_amount_N[known_N]) < 1e-9:
-    return "all bounds on N50 come from a single amount"
-  both = int(np.sum(np.isfinite(low_N) & np.isfinite(high_N)))
-  if both < _LEAST:
-    return (
-      f"{both} of {len(low_N)} seeds change from failure to success between "
-      f"two doses; it takes {_LEAST} to know how far seeds spread"
-    )
-  return ""
-
-
-def _steepest(line: interval_regression.Fit) -> float:
-  """Returns inf or -inf where no finite slope is the most likely, else 0.
-
-  The likelihood rises for ever where some line through all the intervals can
-  be turned without leaving any one-sided bound (M. J. Silvapulle, J. Burridge,
-  J. R. Stat. Soc. B 48, 1986, 100-106): where all N50s between two doses
-  belong to one amount, and those at the others are bounded from above on one
-  side of it and from below on the other.
-  """
-  x_N = line.x_NP[:, 0]
-  below_N, above_N = np.isfinite(line.low_N), np.isfinite(line.high_N)
-  pivots = x_N[below_N & above_N]
-  if np.ptp(pivots) > 1e-9:
-    return 0.0
-  turn_N = x_N - pivots[0]
-  if np.all(turn_N[below_N] >= -1e-9) and np.all(turn_N[above_N] <= 1e-9):
-    return math.inf
-  if np.all(turn_N[below_N] <= 1e-9) and np.all(turn_N[above_N] >= -1e-9):
-    return -math.inf
-  return 0.0
 
 
 def _nothing(reason: str, margin: float, level: float) -> Elasticity:
