@@ -63,7 +63,7 @@ def _control(reached: Sequence[Outcome], kind: str) -> tuple[Node, ...]:
       " run(s) in which the trigger passes it.",
     )
   places: dict[tuple, list[Outcome]] = {}
-  for o in measured:
+  for o in sorted(measured, key=lambda o: (o.rung.tokens, o.planned)):
     places.setdefault((o.rung, o.planned), []).append(o)
   said: tuple[Node, ...] = ()
   for (rung, dose), members in places.items():
