@@ -122,6 +122,8 @@ def _curves(analysis: Analysis, ladders: list[Ladder]) -> Iterator[tuple]:
   for law, words in _LAWS.items():
     if law in test.laws:
       yield words, grid, test.laws[law].n50(grid), None
+  if math.isinf(test.estimate):
+    return
   band = [
     interval_regression.n50_interval(test.line, [math.log(x)], level=LEVEL)
     for x in grid

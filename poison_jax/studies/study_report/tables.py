@@ -12,8 +12,6 @@ from poison_jax.studies.origins import Entry, Number, Origin, Quoted
 from poison_jax.studies.outcomes import Rung
 from poison_jax.studies.page import Node
 from poison_jax.studies.statistics import interval_regression
-from poison_jax.studies.statistics.elasticity import Elasticity
-from poison_jax.studies.statistics.laws import Law
 from poison_jax.studies.statistics.thresholds_by_dose import (
   Censored,
   Censoring,
@@ -26,20 +24,11 @@ from poison_jax.studies.study_report.nodes import (
   interval,
   number,
   of,
-  optional,
   percent,
   rung_name,
   soft,
 )
-from poison_jax.studies.study_report.wording import elasticity_words
 from poison_jax.studies.verdict import LEVEL
-
-_LAWS = {
-  Law.COUNT: "a constant count",
-  Law.SHARE: "a constant share",
-  Law.LOG_LOG: "log log of the clean tokens (the paper's appendix)",
-  Law.FREE: "free elasticity",
-}
 
 Cell = tuple[Node, ...]
 
@@ -203,72 +192,6 @@ def _median(ladders) -> Cell:
     number(fit.n50([]), ".0f", origin),
     " ",
     soft(*interval(ends, ".0f", origin)),
-  )
-
-
-def laws(analysis: Analysis) -> Table:
-  """The rival laws of the number of documents against clean tokens."""
-  test = analysis.by_tokens
-  origin = computed(analysis.entries, "elasticity.py, assess")
-  rows = [
-    (
-      (_LAWS[law],),
-      _law_elasticity(analysis, law),
-      (number(fit.objective, ".2f", origin),),
-      (number(fit.aic_difference, ".1f", origin),),
-      (optional(fit.p_value, ".2g", origin),),
-    )
-    for law, fit in test.laws.items()
-  ]
-  caption: Cell = (
-    "Elasticity: the power of the clean tokens with which the number of "
-    "documents grows, with its ",
-    percent(test.interval.level),
-    " % profile-likelihood interval. Akaike's difference: the best law has "
-    "none, one of more than about ten is out. The last column is the chance "
-    "of data at least as "
-    "far from the law, against the free one; the log log law is no special "
-    "case of that. Equivalence to a constant count: ",
-    number(test.p_constant, ".2g", origin),
-    "; to a constant share: ",
-    number(test.p_proportional, ".2g", origin),
-    " (the larger of two one-sided tests). ",
-    *_by_parameters(analysis, analysis.by_parameters),
-  )
-  return Table(
-    "Rival laws",
-    (
-      ("law",),
-      ("elasticity",),
-      ("log-likelihood, penalised",),
-      ("Akaike's difference",),
-      ("p against free",),
-    ),
-    tuple(rows),
-    caption,
-  )
-
-
-def _law_elasticity(analysis: Analysis, law: Law) -> Cell:
-  test = analysis.by_tokens
-  origin = computed(analysis.entries, "elasticity.py, assess")
-  if law is Law.FREE:
-    return elasticity_words(analysis, test)
-  if law is Law.LOG_LOG:
-    low, high = test.log_log_elasticities
-    return (number(low, ".3f", origin), " to ", number(high, ".3f", origin))
-  return (number(float(law is Law.SHARE), "g", origin), " by definition")
-
-
-def _by_parameters(analysis: Analysis, test: Elasticity) -> Cell:
-  if test.line is None:
-    return ()
-  return (
-    "Elasticity by parameters instead of tokens: ",
-    *elasticity_words(analysis, test),
-    ", ",
-    test.verdict.value,
-    ".",
   )
 
 
