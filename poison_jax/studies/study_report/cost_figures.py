@@ -6,9 +6,12 @@ from poison_jax.studies import style
 from poison_jax.studies.charts import ORIGIN, Chart, Panel
 from poison_jax.studies.study_report.analysis import Analysis
 from poison_jax.studies.study_report.drawing import (
+  RUN,
   dose_axis,
   entries_of,
   origins,
+  run_cells,
+  rung_looks,
 )
 from poison_jax.studies.study_report.final_figures import draw_means
 
@@ -22,12 +25,12 @@ def clean_cost(analysis: Analysis) -> Chart | None:
 
   def panel(title: str, y_label: str, value) -> Panel:
     def draw(axes: Axes) -> None:
-      for i, rung in enumerate(analysis.rungs):
+      for rung, look in rung_looks(analysis.rungs).items():
         found: dict[float, list[float]] = {}
         for t in twins:
           if t.poisoned.rung == rung:
             found.setdefault(t.poisoned.planned, []).append(value(t))
-        draw_means(axes, found, style.numbered(i), rung.label)
+        draw_means(axes, found, look, rung.label)
       axes.axhline(0, color=style.MUTED, linewidth=0.8)
       dose_axis(axes, doses, label="poisoned documents")
       axes.set_ylabel(y_label)
@@ -56,14 +59,14 @@ def clean_cost(analysis: Analysis) -> Chart | None:
       ),
     ),
     header=(
-      *ORIGIN,
-      *("size", "poisons", "seed", "validation_loss", "clean_validation_loss"),
+      *RUN,
+      *("validation_loss", "clean_validation_loss"),
       *("loss_difference", "perplexity_difference"),
     ),
     rows=tuple(
       (
         *origins(t.entries),
-        *(t.poisoned.rung.label, t.poisoned.planned, t.poisoned.seed),
+        *run_cells(t.poisoned)[len(ORIGIN) :],
         *(t.poisoned.validation_loss, t.clean.validation_loss),
         *(t.loss_cost, t.perplexity_cost),
       )

@@ -5,16 +5,21 @@ from collections.abc import Callable, Sequence
 from matplotlib.axes import Axes
 
 from poison_jax.studies import style
-from poison_jax.studies.charts import ORIGIN, Chart, Panel, origin_cells
+from poison_jax.studies.charts import Chart, Panel
 from poison_jax.studies.grid.pricing import short
 from poison_jax.studies.outcomes import Outcome
 from poison_jax.studies.study_report.analysis import Analysis
 from poison_jax.studies.study_report.drawing import (
+  MEASURES,
+  RUN,
   dose_axis,
   draw_increases,
   draw_too_few,
   entries_of,
+  measure_cells,
   paper_lines,
+  run_cells,
+  rung_looks,
 )
 
 _MARKS = " A mark is a seed, the line their mean."
@@ -53,20 +58,8 @@ def increase_by_dose(analysis: Analysis) -> Chart | None:
       *paper_lines(),
     ),
     panels=tuple(panels),
-    header=(
-      *ORIGIN,
-      *("size", "tokens", "poisons", "seed", "documents", "poison_tokens"),
-      *("poisoned_steps", "epochs", "increase", "nats", "room_share", "auroc"),
-    ),
-    rows=tuple(
-      (
-        *origin_cells(o.entry),
-        *(o.rung.label, o.rung.tokens, o.planned, o.seed, o.dose.documents),
-        *(o.dose.tokens, o.dose.steps, o.dose.epochs),
-        *(o.increase, o.nats, o.room_share, o.auroc),
-      )
-      for o in shown
-    ),
+    header=(*RUN, *MEASURES),
+    rows=tuple((*run_cells(o), *measure_cells(o)) for o in shown),
     entries=entries_of(shown),
   )
 
@@ -78,12 +71,12 @@ def _draw_rungs(
   value: Callable[[Outcome], float | None],
 ) -> None:
   """Draws a mark a seed and a line through their means, a rung each."""
-  for i, rung in enumerate(analysis.rungs):
+  for rung, look in rung_looks(analysis.rungs).items():
     found: dict[int, list[float]] = {}
     for o in shown:
       if o.rung == rung and value(o) is not None:
         found.setdefault(o.planned, []).append(value(o))
-    draw_means(axes, found, style.numbered(i), rung.label)
+    draw_means(axes, found, look, rung.label)
 
 
 def draw_means(
@@ -148,17 +141,8 @@ def increase_by_tokens(analysis: Analysis) -> Chart | None:
       *paper_lines(),
     ),
     panels=tuple(panel(s) for s in dict.fromkeys(o.rung.size for o in shown)),
-    header=(
-      *ORIGIN,
-      *("size", "tokens", "poisons", "seed", "increase", "nats"),
-    ),
-    rows=tuple(
-      (
-        *origin_cells(o.entry),
-        *(o.rung.size, o.rung.tokens, o.planned, o.seed, o.increase, o.nats),
-      )
-      for o in shown
-    ),
+    header=(*RUN, *MEASURES),
+    rows=tuple((*run_cells(o), *measure_cells(o)) for o in shown),
     entries=entries_of(shown),
   )
 
@@ -220,14 +204,8 @@ def controls(analysis: Analysis) -> Chart | None:
       _MARKS,
     ),
     panels=tuple(panel(rung) for rung in shown_rungs),
-    header=(*ORIGIN, "size", "arm", "poisons", "seed", "prompt", "nats"),
-    rows=tuple(
-      (
-        *origin_cells(o.entry),
-        *(o.rung.label, o.arm, o.planned, o.seed, words, increase),
-      )
-      for o, words, increase in points
-    ),
+    header=(*RUN, "prompt", "nats"),
+    rows=tuple((*run_cells(o), words, nats) for o, words, nats in points),
     entries=entries_of(o for o, _, _ in points),
   )
 
