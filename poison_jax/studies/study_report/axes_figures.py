@@ -74,8 +74,8 @@ def increase_by_axes(analysis: Analysis) -> Chart | None:
       "carried at least one, all counted in the ledger; and by epochs: how "
       "often training passed over the token store, clean text and poison "
       "together, which all doses of a size share (no panel where no store is "
-      "at hand). On the axis that decides, the sizes lie on each other. A mark "
-      "is a seed, the line joins the means of the doses.",
+      "at hand, and no line). On the axis that decides, the sizes lie on each "
+      "other. A mark is a seed, the line joins the means of the doses.",
       *paper_lines(),
     ),
     panels=tuple(one for one in panels if one is not None),
@@ -105,7 +105,8 @@ def _draw(
     [sum(of) / len(of) for of in zip(*by_dose[dose], strict=True)]
     for dose in sorted(by_dose)
   ]
-  axes.plot(*zip(*means, strict=True), **line)
+  if len({x for x, _ in means}) > 1:
+    axes.plot(*zip(*means, strict=True), **line)
   points = [point for of in by_dose.values() for point in of]
   axes.plot(
     *zip(*points, strict=True), **mark, linestyle="", clip_on=False, zorder=3
@@ -118,7 +119,7 @@ def _amounts(axes: Axes, values: list[float]) -> None:
   low, high = min(values) / 1.25, max(values) * 1.25
   axes.set_xscale("log")
   axes.set_xlim(low, high)
-  for steps in ((1, 2, 5), (1, 3), (1,)):
+  for steps in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
     ticks = [
       step * 10.0**power
       for power in range(-6, 13)

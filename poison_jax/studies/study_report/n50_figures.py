@@ -20,7 +20,7 @@ from poison_jax.studies.verdict import LEVEL
 _GRID = 25  # Clean tokens at which curves are computed.
 # Amounts of clean tokens that lie closer share a place on the axis.
 _CLOSE = 1.08
-# Places that lie closer, as a share of the axis, get upright names.
+# Places that lie closer, as a share of the axis, get slanted names.
 _CROWDED = 0.22
 _LAWS = {
   Law.COUNT: "a constant count",
@@ -126,11 +126,12 @@ def _rungs(ladders: list[Ladder]) -> list[Rung]:
 
 
 def _name_rungs(axes: Axes, ladders: list[Ladder]) -> None:
-  """Writes the rungs below the axis, upright where they would overlap."""
+  """Writes the rungs below the axis, slanted where they would overlap."""
   places = _by_place(ladders)
   at = np.log([first.tokens for first in places])
   gaps = np.diff(at) / max(at[-1] - at[0], 1e-9)
   crowded = len(gaps) > 0 and min(gaps) < _CROWDED
+  slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
   names = [", ".join(r.label for r in members) for members in places.values()]
   axes.set_xticks(
     [first.tokens for first in places],
@@ -140,7 +141,7 @@ def _name_rungs(axes: Axes, ladders: list[Ladder]) -> None:
       else f"{short(first.tokens)}\n({name})"
       for first, name in zip(places, names, strict=True)
     ],
-    rotation=90 if crowded else 0,
+    **slanted if crowded else {},
   )
 
 
