@@ -131,7 +131,12 @@ def _name_rungs(axes: Axes, ladders: list[Ladder]) -> None:
   at = np.log([first.tokens for first in places])
   gaps = np.diff(at) / max(at[-1] - at[0], 1e-9)
   crowded = len(gaps) > 0 and min(gaps) < _CROWDED
-  slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+  slanted = {
+    "rotation": 45,
+    "rotation_mode": "anchor",
+    "ha": "right",
+    "fontsize": 8,
+  }
   names = [", ".join(r.label for r in members) for members in places.values()]
   axes.set_xticks(
     [first.tokens for first in places],
@@ -141,7 +146,7 @@ def _name_rungs(axes: Axes, ladders: list[Ladder]) -> None:
       else f"{short(first.tokens)}\n({name})"
       for first, name in zip(places, names, strict=True)
     ],
-    **slanted if crowded else {},
+    **(slanted if crowded else {}),
   )
 
 
