@@ -71,7 +71,8 @@ def increase_by_progress(analysis: Analysis) -> Chart | None:
     (
       "As in the paper's figures ",
       paper_figures("2a (250 documents) and 2b (500)"),
-      ": all sizes at one dose, a panel a dose.",
+      ": all sizes at one dose; a panel a dose, and a budget of tokens where "
+      "there are several.",
     ),
     "share of training steps (%)",
     "percent_of_steps",
