@@ -95,7 +95,7 @@ def test_a_finished_study_is_reported(tmp_path):
   anchors = {link[1:] for link in read.links if link.startswith("#")}
   assert anchors and anchors <= read.ids
   files = {link for link in read.links if link.startswith("figures/")}
-  assert len(files) == 9 and all((out / name).exists() for name in files)
+  assert len(files) == 10 and all((out / name).exists() for name in files)
   assert not re.search(r"https?://(?!www\.w3\.org)", text)
   for word in ("config hash", "ledger hash", made_studies.CODE, "--workdir="):
     assert word in text
@@ -164,6 +164,29 @@ def test_an_unfinished_study_is_drawn_and_says_so(tmp_path):
   assert "size=35k seed=2 poisons=16: evaluated at step 342 of 684" in plain
   assert "figures/samples.csv" not in text  # It stands beside the page only.
   assert not (tmp_path / "w" / "report").exists()
+
+
+@pytest.mark.parametrize("missing", [1, 2])
+def test_cells_without_an_evaluation_are_counted_in_words(tmp_path, missing):
+  grid = [{"size": "35k", "seed": 0, "poisons": n} for n in (0, 16, 64)]
+  found = _analysis(
+    tmp_path,
+    lambda s: 60.0 if grid.index(s) >= missing else None,
+    grid,
+  )
+  text = content.build(
+    found,
+    tables=[],
+    charts=[],
+    left_out=[],
+    samples={},
+    shown=[],
+    command="x",
+    code_version="y",
+  )
+  plain = re.sub(r"<[^>]*>", "", text)
+  words = {1: "1 cell without", 2: "2 cells without"}
+  assert f"{words[missing]} an evaluation" in plain
 
 
 def test_a_study_without_any_run_is_reported(tmp_path):
