@@ -2,7 +2,6 @@
 
 import math
 
-from poison_jax.studies.grid.pricing import short
 from poison_jax.studies.origins import Origin, Quoted
 from poison_jax.studies.page import Node
 from poison_jax.studies.statistics.elasticity import Elasticity
@@ -25,9 +24,9 @@ def by_size(analysis: Analysis) -> Words:
   origin = Origin((), "config.json of the cells")
   said: Words = (
     "The sizes reach from ",
-    Quoted(short(min(r.parameters for r in rungs)), origin),
+    number(min(r.parameters for r in rungs), ",d", origin),
     " to ",
-    Quoted(short(max(r.parameters for r in rungs)), origin),
+    number(max(r.parameters for r in rungs), ",d", origin),
     " parameters; the runs say nothing of other sizes.",
   )
   if analysis.by_tokens.line is None:
