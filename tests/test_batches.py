@@ -112,6 +112,16 @@ def test_an_error_of_one_cell_is_not_the_others(tmp_path):
   assert _endings(plan)[0].message.endswith(": it ends")
 
 
+def test_a_cell_that_somebody_trains_holds_its_batch_up_once(tmp_path):
+  plan = _plan(tmp_path / "s")
+  path = plan.path(plan.cells[0])
+  _act(plan, 0, f"2 --workdir={path} is in use by process 7: wait", "0")
+  batches, kinds = _run(plan, together=3)
+  assert kinds == 3 * [Kind.DONE]
+  # The others don't wait for it, and it comes alone.
+  assert batches[0] == [0, 2, 4] and sorted(batches[1:]) == [[0], [2, 4]]
+
+
 def test_a_crash_that_names_no_cell_is_that_of_all(tmp_path):
   plan = _plan(tmp_path / "s")
   _act(plan, 0, "kill SIGKILL")

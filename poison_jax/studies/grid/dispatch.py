@@ -213,7 +213,9 @@ class _Dispatcher:
     batch: list[State] = []
     for state in self._claimed():
       batch.append(state)
-      if len(batch) == self._choices.together:
+      # One that somebody else may train yet would end the others.
+      alone = self._books.is_in_use(state.cell)
+      if alone or len(batch) == self._choices.together:
         break
     if not batch:
       return None
@@ -235,7 +237,9 @@ class _Dispatcher:
     first: State | None = None
     # Those that somebody else trains come last.
     for cell in sorted(self._plan.cells, key=self._books.is_in_use):
-      if first is not None and cell.batch_key != first.cell.batch_key:
+      if first is not None and (
+        cell.batch_key != first.cell.batch_key or self._books.is_in_use(cell)
+      ):
         continue
       if not self._books.is_due(cell):
         continue
@@ -245,9 +249,10 @@ class _Dispatcher:
       state = self._look(cell, owners)
       if not self._waits(state) or (first and state.step != first.step):
         continue
-      self._check_code()
-      if self.refusal is not None:
-        return
+      if first is None:
+        self._check_code()
+        if self.refusal is not None:
+          return
       state = self._claim(cell)
       if state is not None:
         first = first or state
