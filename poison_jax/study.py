@@ -46,6 +46,7 @@ from poison_jax.studies.grid.plan import Plan
 from poison_jax.studies.grid.remaining import time_left
 from poison_jax.studies.grid.states import Kind, State
 from poison_jax.studies.grid.study import Cell
+from poison_jax.training import alike
 from poison_jax.training.stop import StopSignals
 from poison_jax.training.topology import parse_topology
 
@@ -230,7 +231,8 @@ def _batches(plan: Plan) -> list[list[Cell]]:
   found: list[list[Cell]] = []
   for cell in plan.cells:
     for batch in found:
-      if batch[0].batch_key == cell.batch_key and len(batch) < _TOGETHER.value:
+      alike_too = alike.can_train_together([batch[0].config, cell.config])
+      if alike_too is None and len(batch) < _TOGETHER.value:
         batch.append(cell)
         break
     else:

@@ -59,7 +59,7 @@ def _check_type(value: Any, hint: Any, what: str) -> None:
   elif typing.get_origin(hint) is collections.abc.Callable:
     _require(callable(value), value, what, "a function")
   elif hint == Grid:
-    _require(isinstance(value, tuple | list), value, what, _WORDS[Grid])
+    _require(isinstance(value, tuple), value, what, _WORDS[Grid])
     for settings in value:
       _check_type(settings, Settings, f"a cell of {what}")
   elif hint == Settings:

@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import functools
 import importlib.util
 import os
 import re
@@ -28,7 +27,6 @@ from poison_jax.studies.grid.axes import (
   words,
 )
 from poison_jax.studies.statistics.sequential import Rule
-from poison_jax.training import alike
 from poison_jax.training.topology import parse_topology
 
 
@@ -97,11 +95,6 @@ class Cell:
   def folder(self) -> str:
     """Returns the run's folder below the study's."""
     return f"cells/{self.hash}"
-
-  @functools.cached_property
-  def batch_key(self) -> str:
-    """Cells that have the same can train together in one program."""
-    return alike.batch_key(self.config)
 
   @property
   def steps(self) -> int:
@@ -212,7 +205,7 @@ def make_cells(study: Study) -> tuple[Cell, ...]:
   if not study.grid:
     raise UserError(f"study {study.name} has no cells")
   for spared in study.triage.spared if study.triage else ():
-    if not any(has_all(settings, spared) for settings in study.grid):
+    if not spared or not any(has_all(c, spared) for c in study.grid):
       raise UserError(
         f"the study's triage spares {words(spared)!r}, which matches no cell"
       )
@@ -256,6 +249,12 @@ def _make_cell(study: Study, settings: Settings) -> Cell:
   given = {**study.fixed, **settings}
   arguments = {k: v for k, v in given.items() if "." not in k}
   try:
+    for name, value in arguments.items():
+      if "," in str(value):
+        raise UserError(
+          f"{name} is {value!r}: an argument of a config can't hold a comma; "
+          "name the field itself, with a dot"
+        )
     tree = _base(study, ",".join(f"{k}={v}" for k, v in arguments.items()))
     for field, value in given.items():
       if "." in field:
