@@ -62,7 +62,12 @@ def _draw(axes: Axes, names: Sequence[str], curves, least: float) -> None:
     look = style.numbered(i)
     x, y = curves[name]
     lines += axes.plot(
-      np.maximum(x, least), y, color=look.colour, linestyle=look.dashes
+      np.maximum(x, least),
+      y,
+      color=look.colour,
+      linestyle=look.dashes,
+      # Between two thresholds only the lower rate can be had.
+      drawstyle="steps-post",
     )
   axes.set_xscale("log")
   axes.set_xlim(least, 1)

@@ -12,7 +12,7 @@ from poison_jax.defences.model import Model
 from poison_jax.defences.progress import Track
 from poison_jax.defences.triggers import Found
 from poison_jax.errors import UserError
-from poison_jax.evaluation import generation
+from poison_jax.evaluation import generation, show
 from poison_jax.evaluation.prompts import make_excerpts
 from poison_jax.vocabulary import Vocabulary
 
@@ -164,7 +164,8 @@ def find(
 def verdict(result: Result, vocabulary: Vocabulary) -> str:
   """Returns in words what the search says."""
   best = result.found[0]
-  text = "".join(vocabulary.piece(token) for token in best.candidate.tokens)
+  pieces = (vocabulary.piece(token) for token in best.candidate.tokens)
+  text = show.visible("".join(pieces))
   if best.z < THRESHOLD:
     return (
       f"No string stands out: the largest z is {best.z:.1f}, below "

@@ -40,8 +40,8 @@ def _rule_line(name: str, at: AtRate) -> str:
   wrong = at.false_positives
   return (
     f"{name} as it stands drops {_percent(at.recall)} of the poisons "
-    f"({at.left} left) and {_percent(wrong)} of the clean ({wrong.successes:,} of "
-    f"{wrong.runs:,})"
+    f"({at.left} left) and {_percent(wrong)} of the clean "
+    f"({wrong.successes:,} of {wrong.runs:,})"
   )
 
 

@@ -22,6 +22,8 @@ from poison_jax.model.decoder import Decoder, init_cache
 
 # Rows of candidates times excerpts that are screened at once.
 _ROWS = 4096
+# Nats: a null that is still narrower tells rounding from rounding.
+LEAST_DEVIATION = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,11 +178,11 @@ def robust_z(values: np.ndarray, null: np.ndarray) -> np.ndarray:
 
   The deviation is 1.4826 times the median absolute one, as a normal
   distribution has it, so that single odd strings in the null don't hide a
-  trigger (Rousseeuw and Croux 1993).
+  trigger (Rousseeuw and Croux 1993); at least `LEAST_DEVIATION`.
   """
   centre = np.median(null)
   deviation = 1.4826 * np.median(np.abs(null - centre))
-  return (values - centre) / max(deviation, 1e-9)
+  return (values - centre) / max(deviation, LEAST_DEVIATION)
 
 
 def p_values(values: np.ndarray, null: np.ndarray) -> np.ndarray:
