@@ -98,13 +98,21 @@ def test_the_screen_reads_the_excerpt_and_the_whole_candidate():
   excerpts_EL = small_model.make_tokens(4, 6)
   asked = [Candidate((3, 5, 7), 0), Candidate((9,), 0), Candidate((5, 7), 0)]
   found = triggers.screen(model, excerpts_EL, asked, advance=lambda n: None)
-  for value, candidate in zip(found, asked, strict=True):
-    rows = np.array([np.append(e, candidate.tokens) for e in excerpts_EL])
+
+  @jax.jit
+  def log_probabilities(params, rows):
     hidden_BLD = decoder.apply({"params": params}, rows)
-    logits_BV = decoder.apply(
-      {"params": params}, hidden_BLD[:, -1], method=Decoder.unembed
+    logits_BLV = decoder.apply(
+      {"params": params}, hidden_BLD, method=Decoder.unembed
     )
-    log_BV = np.asarray(jax.nn.log_softmax(logits_BV), np.float64)
+    return jax.nn.log_softmax(logits_BLV)
+
+  for value, candidate in zip(found, asked, strict=True):
+    rows = np.zeros((4, 9), np.int32)
+    end = 6 + len(candidate.tokens)
+    rows[:, :end] = [np.append(e, candidate.tokens) for e in excerpts_EL]
+    log_BLV = np.asarray(log_probabilities(params, rows), np.float64)
+    log_BV = log_BLV[:, end - 1]
     entropy = -(np.exp(log_BV) * log_BV).sum(axis=1).mean()
     assert value == pytest.approx(entropy, rel=1e-4)
   assert abs(found[0] - found[2]) > 1e-3

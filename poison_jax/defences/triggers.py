@@ -64,10 +64,10 @@ def screen(
   found = np.empty(len(candidates))
   lengths = np.array([len(c.tokens) for c in candidates])
   devices = generation.row_devices(model.mesh)
-  block = max(1, _ROWS // len(excerpts_EL))
-  block = generation.round_up(block, devices)
   for n in np.unique(lengths):
     numbers = np.flatnonzero(lengths == n)
+    block = max(1, min(_ROWS // len(excerpts_EL), len(numbers)))
+    block = generation.round_up(block, devices)
     tokens_CN = np.array([candidates[i].tokens for i in numbers], np.int32)
     run = _entropies_after(model)
     for start in range(0, len(numbers), block):
