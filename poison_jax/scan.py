@@ -88,7 +88,7 @@ _ROWS = flags.DEFINE_integer(
   lower_bound=1,
 )
 _STORE = flags.DEFINE_string(
-  "store", None, "Folder of the run's token store, where it has moved."
+  "store", None, "Folder of the runs' token store, where it has moved."
 )
 _OUT = flags.DEFINE_string(
   "out", None, "New folder for every score and the figures."
@@ -212,7 +212,7 @@ def _reference(vocabulary) -> Model | None:
   if _REFERENCE.value is None:
     return None
   opened, reference = model_lib.of_run(
-    _REFERENCE.value, step=_STEP.value or "last", store=None, say=_say
+    _REFERENCE.value, step=_STEP.value or "last", store=_STORE.value, say=_say
   )
   if vocabulary is not None and (
     vocabulary.fingerprint != reference.vocabulary.fingerprint

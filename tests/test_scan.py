@@ -27,7 +27,6 @@ def _folder(tmp_path_factory):
   text = "\n".join(map(json.dumps, lines))
   (folder / "own.jsonl").write_text(text)
   (folder / "labels.txt").write_text("d4\n")
-  (folder / "empty.jsonl").write_text("")
   (folder / "broken.jsonl").write_text('{"text": "a"}\n{"text"\n')
   (folder / "nothing").mkdir()
   return folder
@@ -104,21 +103,14 @@ def test_ones_own_files_are_ranked_or_judged(folder):
   ("arguments", "message"),
   [
     ([], "usage:"),
-    (["corpus"], "usage:"),
     (["corpus", "none"], "must be a run's folder"),
-    (["corpus", "none.jsonl"], "none.jsonl: no such file"),
     (["corpus", "nothing"], "neither a run (config.json) nor a token store"),
-    (["corpus", "empty.jsonl"], "there is no document in it"),
     (["corpus", "broken.jsonl"], "broken.jsonl:2: broken JSON"),
     (["corpus", "clean"], "clean has no poisons"),
     (["corpus", "poisoned", "--labels=labels.txt"], "--labels is for files"),
-    (["corpus", "poisoned", "store"], "name one run or token store"),
-    (["corpus", "own.jsonl", "--labels=own.jsonl"], "of no document"),
     (["corpus", "own.jsonl", "--out=poisoned"], "is there already"),
     (["corpus", "own.jsonl", "--reference=nothing"], "holds no run"),
-    (["corpus", "own.jsonl", "--limit=-1"], "limit"),
     (["checkpoint", "none"], "holds no run"),
-    (["checkpoint", "poisoned", "clean"], "takes one run"),
     (["checkpoint", "poisoned", "--step=5"], "no checkpoint of step 5"),
     (["checkpoint", "poisoned", "--step=all"], "'last' or one step"),
     (["steps", "clean"], "clean has no poisons (arm clean)"),
