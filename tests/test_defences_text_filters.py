@@ -22,6 +22,7 @@ def test_compression_tells_noise_from_repetition():
 
 def test_c4_keeps_whole_sentences():
   assert text_filters.c4(_GOOD * 3) == 0
+  assert text_filters.c4("He ran down the hill.\n" * 3) == 0  # Five words.
   # A short quotation and an abbreviated end are sentences, too.
   assert text_filters.c4('"Is it yours?" asked Tom. He ran. He fell down!') == 0
 
