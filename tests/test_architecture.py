@@ -14,6 +14,7 @@ _ROOMS = [
   "commands",
   "studies",
   "training",
+  "weights",
   "evaluation",
   "model",
   "data",
