@@ -130,7 +130,6 @@ def _sentencepiece(vocabulary: SentencePieceVocabulary) -> tokenizers.Tokenizer:
     )
   kinds = type(proto.pieces[0])
   found = [piece.piece for piece in proto.pieces]
-  spoken = {kinds.NORMAL, kinds.USER_DEFINED, kinds.UNUSED}
   normal = [p.type == kinds.NORMAL for p in proto.pieces]
   scores = [p.score for p in proto.pieces]
   if trainer.model_type == trainer.BPE:
@@ -157,12 +156,21 @@ def _sentencepiece(vocabulary: SentencePieceVocabulary) -> tokenizers.Tokenizer:
       "exported"
     )
   tokenizer = tokenizers.Tokenizer(model)
+  if trainer.model_type == trainer.UNIGRAM:
+    tokenizer.pre_tokenizer = _unknown_apart(
+      found, normal, fused=not trainer.byte_fallback
+    )
   tokenizer.normalizer = normalizers.Replace(" ", _SPACE)
   tokenizer.decoder = decoders.Sequence(
-    [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    [
+      decoders.Replace(found[trainer.unk_id], trainer.unk_surface),
+      decoders.Replace(_SPACE, " "),
+      decoders.ByteFallback(),
+      decoders.Fuse(),
+    ]
   )
   tokenizer.add_special_tokens(
-    [p.piece for p in proto.pieces if p.type not in spoken | {kinds.BYTE}]
+    [p.piece for p in proto.pieces if p.type == kinds.CONTROL]
   )
   tokenizer.add_tokens(
     [
@@ -172,6 +180,20 @@ def _sentencepiece(vocabulary: SentencePieceVocabulary) -> tokenizers.Tokenizer:
     ]
   )
   return tokenizer
+
+
+def _unknown_apart(
+  pieces: Sequence[str], normal: Sequence[bool], *, fused: bool
+) -> pre_tokenizers.PreTokenizer:
+  """Cuts characters that no piece has off from their neighbours.
+
+  They end pieces anyway. Left together, "</s>" in a text would be found as the
+  control piece where "<" is unknown, which costs even more than `_NEVER`.
+  """
+  known = set("".join(p for p, is_ in zip(pieces, normal, strict=True) if is_))
+  escaped = "".join(f"\\x{{{ord(c):x}}}" for c in sorted(known))
+  pattern = f"[^{escaped}]{'+' if fused else ''}"
+  return pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
 
 
 def _proto(vocabulary: SentencePieceVocabulary):
