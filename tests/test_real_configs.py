@@ -156,7 +156,7 @@ def test_estimate_takes_it(file):
     [
       sys.executable,
       *("-m", "poison_jax.estimate", f"--config=configs/{file}.py"),
-      *("--topology=h200:64", "--config.vocabulary.kind=sentencepiece"),
+      *("--topology=h200:32", "--config.vocabulary.kind=sentencepiece"),
       "--config.vocabulary.file=",
     ],
     capture_output=True,
