@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 
 def main(folder: pathlib.Path) -> None:
-  torch.set_num_threads(2)
+  torch.set_num_threads(1)
   model = AutoModelForCausalLM.from_pretrained(folder / "exported").eval()
   found = {}
   with np.load(folder / "asked.npz") as asked, torch.no_grad():
