@@ -285,7 +285,8 @@ before = status("VmRSS")
 values = files.load(there, tensors, by_path)
 import jax
 jax.block_until_ready(values)
-print(json.dumps([before, status("VmHWM"), sum(x.nbytes for x in values.values())]))
+size = sum(x.nbytes for x in values.values())
+print(json.dumps([before, status("VmHWM"), size]))
 """
 
 
