@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-
 _ROWS = 50  # At once.
 
 
