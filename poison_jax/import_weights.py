@@ -8,6 +8,10 @@ SRC is a local folder, or a repository of the Hugging Face hub; its weights
 must be safetensors. Llama 2 to 3.1, Qwen 3 and GPT-NeoX (Pythia) can be read.
 OUT gets the parameters as float32, the tokenizer, and a manifest that names the
 source: see `poison_jax.training.imported`. One process, its own devices.
+
+Loading takes the parameters' own memory and one tensor more; writing them, by
+orbax, up to twice their size in host memory for a while (466 MB of them: 0.92
+GB more; shared 2-core VM, 2026-11-22).
 """
 
 import os

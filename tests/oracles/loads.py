@@ -26,9 +26,8 @@ def main(folder: pathlib.Path) -> None:
   tokens = torch.tensor(asked["tokens"])
   with torch.no_grad():
     logits = model(tokens).logits
-    greedy = model.generate(
-      tokens, do_sample=False, max_new_tokens=_NEW, min_new_tokens=_NEW
-    )
+    model.generation_config.eos_token_id = None  # Ours doesn't stop either.
+    greedy = model.generate(tokens, do_sample=False, max_new_tokens=_NEW)
   ids = [tokenizer(text)["input_ids"] for text in asked["texts"]]
   back = [tokenizer.decode(row, skip_special_tokens=True) for row in ids]
   np.savez(
