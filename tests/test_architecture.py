@@ -15,6 +15,7 @@ _ROOMS = [
   "defences",
   "studies",
   "training",
+  "weights",
   "evaluation",
   "model",
   "data",
