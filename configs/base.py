@@ -88,11 +88,32 @@ def get_config():
   c.model.kv_heads = 2  # Key and value heads; divides `heads`.
   c.model.head_size = 32  # K, channels a head; even.
   c.model.feed_forward = 192  # F, hidden channels of the feed-forward.
-  c.model.activation = "swiglu"  # "swiglu" or "gelu".
+  # "swiglu", "gelu" (by tanh, as GPT-2's) or "gelu_exact" (by erf, GPT-NeoX's).
+  c.model.activation = "swiglu"
+  # Attention and feed-forward both read the layer's input (GPT-NeoX), or one
+  # after the other.
+  c.model.parallel_residual = False
+  c.model.biases = False  # On every product of a layer (GPT-NeoX).
   c.model.tied_embeddings = True  # Output matrix is the embedding's transpose.
+  # Rows of both matrices; 0: the vocabulary's size. Published models have more
+  # than their tokenizer has ids.
+  c.model.embedding_rows = 0
+  c.model.norm = "rms"  # "rms", or "layer": LayerNorm, with biases (GPT-NeoX).
   c.model.qk_norm = False  # RMSNorm on queries and keys, per head.
-  c.model.norm_epsilon = 1e-5  # Added to the mean square in RMSNorm.
+  c.model.norm_epsilon = 1e-5  # Added to the mean square, or to the variance.
   c.model.rope_theta = 10_000.0  # Base of the rotary wavelengths.
+  # Share of a head's channels, the first ones, that positions turn (GPT-NeoX:
+  # 0.25).
+  c.model.rotary_share = 1.0
+  # "none", or "llama3": waves longer than the rows that a model was made for
+  # are stretched by `rope_factor`. In `rope_original_length` tokens, waves of
+  # fewer turns than `rope_low_frequency` wholly, of more than
+  # `rope_high_frequency` not at all. The numbers are Llama 3.1's.
+  c.model.rope_scaling = "none"
+  c.model.rope_factor = 8.0
+  c.model.rope_low_frequency = 1.0
+  c.model.rope_high_frequency = 4.0
+  c.model.rope_original_length = 8192
   c.model.init_scale = 0.02  # Standard deviation of initial weights.
   c.model.scan_layers = True  # One compiled layer body; False unrolls.
   # Rematerialisation: "none", "full", or "dots" (keeps matrix products).

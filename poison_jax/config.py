@@ -70,11 +70,21 @@ class ModelConfig:
   kv_heads: int
   head_size: int
   feed_forward: int
-  activation: Literal["swiglu", "gelu"]
+  activation: Literal["swiglu", "gelu", "gelu_exact"]
+  parallel_residual: bool
+  biases: bool
   tied_embeddings: bool
+  embedding_rows: int
+  norm: Literal["rms", "layer"]
   qk_norm: bool
   norm_epsilon: float
   rope_theta: float
+  rotary_share: float
+  rope_scaling: Literal["none", "llama3"]
+  rope_factor: float
+  rope_low_frequency: float
+  rope_high_frequency: float
+  rope_original_length: int
   init_scale: float
   scan_layers: bool
   remat: Literal["none", "full", "dots"]
@@ -230,6 +240,35 @@ FREE_ON_RESUME = frozenset(
 )
 
 
+# Fields that came after runs had been made, each with the value by which the
+# code does what it did without the field. Files that lack them are read as if
+# they had these, and a config's hash leaves them out, so that a run keeps its
+# name. No defaults: those are in `configs/`.
+ADDED_LATER = {
+  "model.parallel_residual": False,
+  "model.biases": False,
+  "model.embedding_rows": 0,
+  "model.norm": "rms",
+  "model.rotary_share": 1.0,
+  "model.rope_scaling": "none",
+  "model.rope_factor": 8.0,
+  "model.rope_low_frequency": 1.0,
+  "model.rope_high_frequency": 4.0,
+  "model.rope_original_length": 8192,
+  "corpus.german_share": 0.0,
+  "corpus.tag_after": "word",
+  "optimizer.kind": "adamw",
+  "optimizer.momentum": 0.9,
+  "poison.pairs": "",
+  "evaluation.excerpt_end": "token",
+  "start.weights": "",
+  "start.checkpoint": None,
+  "start.optimizer": "fresh",
+  "start.step": 0,
+  "start.schedule_steps": 0,
+}
+
+
 def derive_seed(root: int, name: str) -> int:
   """Returns a seed in [0, 2**63) that depends on both arguments."""
   digest = hashlib.blake2b(f"{root}/{name}".encode(), digest_size=8).digest()
@@ -242,14 +281,33 @@ def from_config_dict(tree: config_dict.ConfigDict) -> Config:
   Raises:
     UserError: a key is unknown or missing, or a value is not legal.
   """
-  return from_dict(tree.to_dict())
+  return _checked(tree.to_dict())
 
 
 def from_dict(tree: Mapping[str, Any]) -> Config:
-  """Like `from_config_dict`, for nested plain dictionaries (parsed JSON)."""
+  """Like `from_config_dict`, for nested plain dictionaries (parsed JSON).
+
+  These may lack the fields of `ADDED_LATER`.
+  """
+  return _checked(_with_later_fields(tree))
+
+
+def _checked(tree: Mapping[str, Any]) -> Config:
   config = _build(Config, tree, "")
   _validate(config)
   return config
+
+
+def _with_later_fields(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+  if not isinstance(tree, Mapping):
+    return tree
+  tree = dict(tree)
+  for field, value in ADDED_LATER.items():
+    group, name = field.split(".")
+    given = tree.get(group, {} if group == "start" else None)
+    if isinstance(given, Mapping):
+      tree[group] = {name: value} | given
+  return tree
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -273,10 +331,14 @@ def flatten(config: Config) -> dict[str, Any]:
 def config_hash(config: Config) -> str:
   """Returns 16 hex digits that name the meaning of a run.
 
-  Fields in `FREE_ON_RESUME` do not count.
+  Fields in `FREE_ON_RESUME` do not count, nor do those in `ADDED_LATER` that
+  have the value there.
   """
+  absent = object()
   meaning = {
-    k: v for k, v in flatten(config).items() if k not in FREE_ON_RESUME
+    k: v
+    for k, v in flatten(config).items()
+    if k not in FREE_ON_RESUME and v != ADDED_LATER.get(k, absent)
   }
   return hashlib.sha256(
     json.dumps(meaning, sort_keys=True).encode()
@@ -445,13 +507,16 @@ def _validate(c: Config) -> None:
     evaluation.new_tokens evaluation.resamples evaluation.batch
     evaluation.validation_rows checkpoint.every checkpoint.keep_last
     runtime.prefetch model.norm_epsilon model.rope_theta model.init_scale
+    model.rotary_share model.rope_factor model.rope_low_frequency
+    model.rope_original_length
     train.tokens_per_parameter optimizer.learning_rate optimizer.epsilon
     evaluation.temperature
   """
   for field in positive.split():
     _require(flat[field] > 0, field, flat[field], "more than 0")
   not_negative = """
-    corpus.workers train.steps train.z_loss start.step start.schedule_steps
+    corpus.workers model.embedding_rows train.steps train.z_loss
+    start.step start.schedule_steps
     optimizer.weight_decay optimizer.clip poison.count poison.prefix_min
     evaluation.threshold evaluation.texts checkpoint.keep_every
   """
@@ -499,20 +564,8 @@ def _validate_start(start: StartConfig) -> None:
 def _validate_relations(c: Config) -> None:
   """Raises UserError for fields that contradict each other."""
   _validate_start(c.start)
-  m, t, p, e = c.model, c.train, c.poison, c.evaluation
-  _require(
-    m.heads % m.kv_heads == 0,
-    "model.kv_heads",
-    m.kv_heads,
-    f"a divisor of model.heads, {m.heads}",
-  )
-  _require(m.head_size % 2 == 0, "model.head_size", m.head_size, "even")
-  _require(
-    m.gradient_dtype in ("float32", m.compute_dtype),
-    "model.gradient_dtype",
-    m.gradient_dtype,
-    "'float32', as model.compute_dtype is",
-  )
+  t, p, e = c.train, c.poison, c.evaluation
+  validate_model(c.model)
   _require(t.length > 1, "train.length", t.length, "more than 1")
   if t.batch % t.micro_batches:
     legal = [k for k in range(1, t.batch + 1) if t.batch % k == 0]
@@ -587,4 +640,40 @@ def _validate_relations(c: Config) -> None:
     "runtime.mesh",
     axes,
     "positive numbers, of which one may be -1",
+  )
+
+
+def validate_model(m: ModelConfig) -> None:
+  """Raises UserError for fields of the model that contradict each other."""
+  _require(
+    m.heads % m.kv_heads == 0,
+    "model.kv_heads",
+    m.kv_heads,
+    f"a divisor of model.heads, {m.heads}",
+  )
+  _require(m.head_size % 2 == 0, "model.head_size", m.head_size, "even")
+  turned = int(m.head_size * m.rotary_share)
+  _require(
+    m.rotary_share <= 1 and turned > 0 and turned % 2 == 0,
+    "model.rotary_share",
+    m.rotary_share,
+    f"at most 1, and make an even number of model.head_size, {m.head_size}",
+  )
+  _require(
+    m.norm == "rms" or not m.qk_norm,
+    "model.qk_norm",
+    m.qk_norm,
+    "False, as model.norm is 'layer': heads have RMSNorm only",
+  )
+  _require(
+    m.rope_high_frequency > m.rope_low_frequency,
+    "model.rope_high_frequency",
+    m.rope_high_frequency,
+    f"more than model.rope_low_frequency, {m.rope_low_frequency}",
+  )
+  _require(
+    m.gradient_dtype in ("float32", m.compute_dtype),
+    "model.gradient_dtype",
+    m.gradient_dtype,
+    "'float32', as model.compute_dtype is",
   )

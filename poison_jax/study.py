@@ -46,6 +46,7 @@ from poison_jax.studies.grid.plan import Plan
 from poison_jax.studies.grid.remaining import time_left
 from poison_jax.studies.grid.states import Kind, State
 from poison_jax.studies.grid.study import Cell
+from poison_jax.training import alike
 from poison_jax.training.stop import StopSignals
 from poison_jax.training.topology import parse_topology
 
@@ -207,13 +208,14 @@ def _run(options: list[str]) -> None:
         stop=stop,
         show=shown.show,
       )
+  damaged: list[str] = []
   elsewhere = sum(state.kind is Kind.RUNNING for state in ended)
   if elsewhere:
     print(
       f"{elsewhere} cell(s) run elsewhere: who runs them reports in the end"
     )
   else:
-    _report_on(plan)
+    damaged = _report_on(plan)
   failed = [state for state in ended if state.kind is Kind.FAILED]
   if failed:
     raise CheckFailed(
@@ -221,6 +223,7 @@ def _run(options: list[str]) -> None:
       f"{failed[0].why}; their output is in {_logs(plan)}; run --retry runs "
       "them again"
     )
+  _check_damage(damaged)
 
 
 def _batches(plan: Plan) -> list[list[Cell]]:
@@ -228,7 +231,8 @@ def _batches(plan: Plan) -> list[list[Cell]]:
   found: list[list[Cell]] = []
   for cell in plan.cells:
     for batch in found:
-      if batch[0].batch_key == cell.batch_key and len(batch) < _TOGETHER.value:
+      alike_too = alike.can_train_together([batch[0].config, cell.config])
+      if alike_too is None and len(batch) < _TOGETHER.value:
         batch.append(cell)
         break
     else:
@@ -321,7 +325,11 @@ def _status() -> None:
 
 def _report() -> None:
   """Reports the study as far as it got."""
-  damaged = _report_on(plan_lib.read(_workdir()))
+  _check_damage(_report_on(plan_lib.read(_workdir())))
+
+
+def _check_damage(damaged: list[str]) -> None:
+  """Raises CheckFailed where the report had to leave cells out."""
   if damaged:
     raise CheckFailed(
       f"{len(damaged)} cell(s) can't be read and are not in the report, such "

@@ -23,7 +23,7 @@ def load(name: str) -> None:
     importlib.import_module(name)
   except PoisonJaxError:
     raise
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     # Its parents' names count too: "a.b" is missing where "a" is.
     if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(
       f"{error.name}."
@@ -38,7 +38,7 @@ def load(name: str) -> None:
     ) from error
 
 
-def reason_and_place(error: Exception) -> str:
+def reason_and_place(error: BaseException) -> str:
   """Returns an error's kind and words, and the user's line it came from."""
   kind = type(error).__name__
   if isinstance(error, SyntaxError):

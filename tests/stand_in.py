@@ -74,7 +74,8 @@ def _train_together(study: pathlib.Path, paths: list[str]) -> int:
     codes.append(_train(study, cell))
     outcome = {0: "done", 75: "stopped", 4: "not finite"}.get(codes[-1])
     if outcome is None:  # The others stop in the middle.
-      print(f"error: {path}: it ends", flush=True)
+      if codes[-1] != 2:  # Which has told it.
+        print(f"error: {path}: it ends", flush=True)
       return codes[-1]
     lines.append({"workdir": path, "outcome": outcome, "step": 1})
   for line in lines:

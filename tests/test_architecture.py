@@ -12,8 +12,10 @@ _PACKAGE = pathlib.Path(__file__).parent.parent / "poison_jax"
 # Each room may import itself and what stands below it in this list.
 _ROOMS = [
   "commands",
+  "defences",
   "studies",
   "training",
+  "weights",
   "evaluation",
   "model",
   "data",

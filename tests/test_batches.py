@@ -1,5 +1,6 @@
 """Cells that a dispatcher trains together: each ends as if it were alone."""
 
+import dataclasses
 import json
 import pathlib
 import signal
@@ -14,6 +15,7 @@ from poison_jax.studies.grid import bookkeeper, dispatch, endings
 from poison_jax.studies.grid import plan as plan_lib
 from poison_jax.studies.grid.claims import Claims
 from poison_jax.studies.grid.states import Kind
+from poison_jax.training import workdir
 from poison_jax.training.stop import StopSignals
 
 
@@ -83,7 +85,7 @@ def test_so_many_cells_at_most_share_a_process(tmp_path, together, batches):
 
 def test_cells_of_two_orders_of_the_rows_never_share_a_process(tmp_path):
   plan = _plan(tmp_path / "s", doses=(0, 2), seeds=(0, 1))
-  keys = [cell.batch_key for cell in plan.cells]
+  keys = [plan_lib.batch_key(plan, cell) for cell in plan.cells]
   assert keys[0] == keys[1] != keys[2] == keys[3]
   assert _run(plan, together=9)[0] == [[0, 2], [0, 2]]
 
@@ -102,6 +104,43 @@ def test_each_cell_ends_as_it_says_itself(tmp_path):
   assert _run(plan, together=3, retry=True)[0] == [[2]]
 
 
+def test_a_batch_is_of_what_the_folders_hold(tmp_path):
+  plan = _plan(tmp_path / "s")
+  # Begun when the study said to save more often, as it may.
+  cell = plan.cells[1]
+  often = dataclasses.replace(cell.config.checkpoint, every=7)
+  config = dataclasses.replace(cell.config, checkpoint=often)
+  assert config != cell.config
+  workdir.write_config(plan.path(cell), config)
+  assert _run(plan, together=3) == ([[0, 4], [2]], 3 * [Kind.DONE])
+
+
+@pytest.mark.parametrize(
+  ("damage", "says"),
+  [
+    (lambda text: text.replace('"count": 2,', ""), "poison.count"),
+    (lambda text: "{", "config.json is damaged"),
+    (None, "not this cell's: restore the folder, or delete it"),
+  ],
+)
+def test_a_damaged_folder_fails_alone_and_is_named(tmp_path, damage, says):
+  plan = _plan(tmp_path / "s")
+  path = plan.path(plan.cells[1])
+  given = plan.cells[1 if damage else 0].config
+  workdir.write_config(path, given)
+  file = pathlib.Path(path, "config.json")
+  if damage:
+    file.write_text(damage(file.read_text()))
+  batches, kinds = _run(plan, together=3)
+  assert batches == [[0, 4]]
+  assert kinds == [Kind.DONE, Kind.FAILED, Kind.DONE]
+  message = _endings(plan)[1].message
+  assert path in message and says in message
+  # Mended, it runs on request.
+  file.unlink()
+  assert _run(plan, together=3, retry=True)[0] == [[2]]
+
+
 def test_an_error_of_one_cell_is_not_the_others(tmp_path):
   plan = _plan(tmp_path / "s")
   _act(plan, 0, "3")
@@ -110,6 +149,16 @@ def test_an_error_of_one_cell_is_not_the_others(tmp_path):
   assert batches == [[0, 2, 4], [2, 4]]
   assert kinds == [Kind.FAILED, Kind.DONE, Kind.DONE]
   assert _endings(plan)[0].message.endswith(": it ends")
+
+
+def test_a_cell_that_somebody_trains_holds_its_batch_up_once(tmp_path):
+  plan = _plan(tmp_path / "s")
+  path = plan.path(plan.cells[0])
+  _act(plan, 0, f"2 --workdir={path} is in use by process 7: wait", "0")
+  batches, kinds = _run(plan, together=3)
+  assert kinds == 3 * [Kind.DONE]
+  # The others don't wait for it, and it comes alone.
+  assert batches[0] == [0, 2, 4] and sorted(batches[1:]) == [[0], [2, 4]]
 
 
 def test_a_crash_that_names_no_cell_is_that_of_all(tmp_path):
@@ -182,3 +231,12 @@ def test_checkpoints_go_once_a_cell_is_done_and_not_before(tmp_path):
   ]
   assert there == [False, True, False]
   assert _run(plan, together=1)[0] == []  # Done cells don't begin again.
+
+
+def test_checkpoints_of_cells_that_were_done_before_go_too(tmp_path):
+  plan = _plan(tmp_path / "s")
+  _run(plan, together=1)
+  kept = pathlib.Path(plan.path(plan.cells[0])) / "checkpoints" / "7"
+  kept.mkdir(parents=True)
+  assert _run(plan, together=1, drop_checkpoints=True)[0] == []
+  assert not kept.parent.exists()

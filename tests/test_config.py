@@ -1,6 +1,7 @@
 """The configuration: what is legal, how errors name their field, seeds."""
 
 import copy
+import dataclasses
 import json
 
 import pytest
@@ -143,3 +144,41 @@ def test_arguments_of_a_config_file():
     tiny.get_config("poisons=many")
   parsed = config_lib.parse_arguments("twins=true", twins=False)
   assert parsed.twins is True
+
+
+def test_runs_of_older_code_keep_their_names():
+  """The hash is the one that the code before these fields computed."""
+  config = config_lib.from_config_dict(tiny.get_config())
+  assert config_lib.config_hash(config) == "e79964c3ba66b078"
+  older = config_lib.to_dict(config)
+  for name in config_lib.ADDED_LATER:
+    group, field = name.split(".")
+    del older[group][field]
+  assert config_lib.from_dict(older) == config
+  model = dataclasses.replace(config.model, biases=True)
+  other = dataclasses.replace(config, model=model)
+  assert config_lib.config_hash(other) != config_lib.config_hash(config)
+  tree = tiny.get_config()
+  del tree.model["biases"]
+  with pytest.raises(UserError, match="missing config key.*model.biases"):
+    config_lib.from_config_dict(tree)
+
+
+@pytest.mark.parametrize(
+  ("fields", "says"),
+  [
+    ({"rotary_share": 1.5}, "model.rotary_share is 1.5; it must be at most 1"),
+    ({"rotary_share": 0.1}, "model.rotary_share is 0.1; .* even number"),
+    ({"rotary_share": 0.0}, "model.rotary_share is 0.0; it must be more"),
+    ({"norm": "layer", "qk_norm": True}, "model.qk_norm is True; .*'layer'"),
+    ({"rope_high_frequency": 1.0}, "model.rope_high_frequency is 1.0"),
+    ({"rope_original_length": 0}, "model.rope_original_length is 0"),
+    ({"embedding_rows": -1}, "model.embedding_rows is -1; .* 0 or more"),
+    ({"rope_scaling": "yarn"}, "model.rope_scaling is 'yarn'.*'llama3'"),
+  ],
+)
+def test_fields_of_a_model_that_contradict_are_refused(fields, says):
+  tree = tiny.get_config()
+  tree.model.update(fields)
+  with pytest.raises(UserError, match=says):
+    config_lib.from_config_dict(tree)

@@ -20,14 +20,18 @@ _CONFIG = make_config()
 @pytest.mark.parametrize("tied_embeddings", [True, False])
 @pytest.mark.parametrize("activation", ["swiglu", "gelu"])
 @pytest.mark.parametrize("qk_norm", [True, False])
+@pytest.mark.parametrize("neox", [True, False])
 def test_counted_parameters_are_those_of_the_model(
-  tied_embeddings, activation, qk_norm
+  tied_embeddings, activation, qk_norm, neox
 ):
   config = dataclasses.replace(
     _CONFIG.model,
     tied_embeddings=tied_embeddings,
     activation=activation,
-    qk_norm=qk_norm,
+    qk_norm=qk_norm and not neox,
+    norm="layer" if neox else "rms",
+    biases=neox,
+    embedding_rows=VOCABULARY + 7 if neox else 0,
   )
   shapes = jax.eval_shape(
     Decoder(config, VOCABULARY).init,

@@ -15,6 +15,17 @@ from poison_jax.model.decoder import Decoder, init_cache
 
 _GOLDENS = pathlib.Path(__file__).parent / "goldens" / "llama.npz"
 _MODEL = make_config().model
+# A GPT-NeoX with keys that are shared, and waves that are scaled.
+_NEOX = {
+  "norm": "layer",
+  "biases": True,
+  "activation": "gelu_exact",
+  "parallel_residual": True,
+  "rotary_share": 0.7,
+  "rope_scaling": "llama3",
+  "rope_original_length": 8,
+  "embedding_rows": VOCABULARY,
+}
 
 
 def _variant(**fields) -> ModelConfig:
@@ -132,9 +143,9 @@ def test_attention_and_its_gradients_equal_the_plain_formula(length, shared):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("qk_norm", [False, True])
-def test_decoding_with_a_cache_equals_one_pass(dtype, qk_norm):
-  config = _variant(compute_dtype=dtype, qk_norm=qk_norm)
+@pytest.mark.parametrize("fields", [{}, {"qk_norm": True}, _NEOX])
+def test_decoding_with_a_cache_equals_one_pass(dtype, fields):
+  config = _variant(compute_dtype=dtype, **fields)
   decoder, params = make_decoder(config)
   variables = {"params": params}
   tokens_BL = make_tokens(3, 12)
@@ -186,10 +197,11 @@ def _loss_and_gradient(config: ModelConfig):
   [{"scan_layers": False}, {"remat": "full"}, {"remat": "dots"}],
   ids=lambda fields: "-".join(map(str, fields.values())),
 )
-def test_every_form_computes_the_same(other):
-  jaxpr, loss, gradient = _loss_and_gradient(_variant())
+@pytest.mark.parametrize("fields", [{}, _NEOX], ids=["llama", "neox"])
+def test_every_form_computes_the_same(other, fields):
+  jaxpr, loss, gradient = _loss_and_gradient(_variant(**fields))
   other_jaxpr, other_loss, other_gradient = _loss_and_gradient(
-    _variant(**other)
+    _variant(**fields, **other)
   )
   np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
   jax.tree.map(

@@ -554,6 +554,19 @@ def test_a_done_cell_whose_folder_is_gone_has_failed_and_can_be_redone(
   assert _begun(plan) == [1, 1]
   assert [s.kind for s in _run(plan, retry=True)] == 2 * [Kind.DONE]
   assert _begun(plan) == [1, 2]
+  # One that is killed meanwhile, with its dispatcher, isn't taken for done.
+  shutil.rmtree(plan.path(plan.cells[1]))
+  found, stop = [], StopSignals()
+  _act(plan, 1, "0", "0", "wait")
+
+  def show(shown, last):
+    if shown[1].kind is Kind.RUNNING:
+      found.append(_results(plan)[1])
+      stop.received = signal.SIGTERM
+
+  with pytest.raises(Stopped):
+    _run(plan, retry=True, show=show, stop=stop)
+  assert set(found) == {None}
 
 
 def test_a_damaged_ending_is_one_line_before_anything_runs(tmp_path):

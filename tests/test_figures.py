@@ -179,6 +179,21 @@ def test_lines_can_be_told_apart_in_grey():
   } == published
 
 
+def test_many_lines_repeat_none_in_grey():
+  def grey(look):
+    return str(look.dashes), look.marker, look.fill
+
+  assert len({grey(style.numbered(i))[:2] for i in range(21)}) == 21
+  crossed = [
+    style.crossed(i, j)
+    for i in range(style.COLOURS)
+    for j in range(style.VARIANTS)
+  ]
+  assert len({grey(look) for look in crossed}) == len(crossed) == 28
+  # Without the fill too, which is small: dashes and marker suffice.
+  assert len({grey(look)[:2] for look in crossed}) == 28
+
+
 def test_drawings_share_a_page_without_sharing_identifiers(made):
   drawings = [d for chart in made.values() for d in chart.drawings()]
   seen = set()

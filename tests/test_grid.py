@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from configs import base, dos, tiny
@@ -65,6 +66,7 @@ def test_an_exclusion_takes_away_what_has_all_of_its_values():
   ("make", "says"),
   [
     (lambda: axis("a"), "'a' has no value"),
+    (lambda: axis(3, 1), 'named by a text, like axis."poisons", 0, 64.; got 3'),
     (lambda: axis("a", 1, 2, 1), "'a' has the value 1 twice"),
     (lambda: product(axis("a", 1), axis("a", 2)), "'a' is in the grid twice"),
     (lambda: zipped(axis("a", 1), axis("a", 2)), "'a' is in the grid twice"),
@@ -73,6 +75,14 @@ def test_an_exclusion_takes_away_what_has_all_of_its_values():
 def test_a_slip_in_an_axis_is_refused(make, says):
   with pytest.raises(UserError, match=says):
     make()
+
+
+def test_numbers_of_numpy_become_pythons():
+  grid = axis("poisons", *np.array([0, 64]))
+  assert grid == axis("poisons", 0, 64)
+  assert {type(settings["poisons"]) for settings in grid} == {int}
+  with pytest.raises(UserError, match="the value 0 twice"):
+    axis("poisons", 0, np.int32(0))
 
 
 # Cells.
@@ -135,6 +145,22 @@ def test_what_does_not_change_a_run_leaves_its_folder():
     (axis("poisons", 8, "8"), "two cells are the same run: poisons=8 and"),
     (axis("poisons", 10_000), "cell poisons=10000: .*10000.*slots"),
     (axis("arm", "poisoned") + axis("seed", 0), "two cells are the same run"),
+    (
+      product(axis("arm", "clean"), axis("poisons", 0, 64)),
+      "same run: arm=clean poisons=0 and arm=clean poisons=64; where no",
+    ),
+    (
+      axis("poisons", 0) + axis("arm", "clean"),
+      "same run: poisons=0 and arm=clean; where no document is poisoned",
+    ),
+    (
+      axis("poisons", 0) + product(axis("arm", "placebo"), axis("poisons", 0)),
+      "same run: poisons=0 and arm=placebo poisons=0",
+    ),
+    (
+      product(axis("arm", "clean"), axis("seeds.documents", 1, 2)),
+      "same run: arm=clean seeds.documents=1 and arm=clean seeds.documents=2",
+    ),
     ((), "has no cells"),
   ],
 )
@@ -142,6 +168,39 @@ def test_a_grid_that_cannot_be_is_refused_in_one_line(grid, says):
   with pytest.raises(UserError, match=says) as error:
     study_lib.make_cells(_study(grid))
   assert "\n" not in str(error.value)
+
+
+# A clean run's evaluations use the trigger and fresh gibberish; and another
+# schedule is another rung, with a dose of zero of its own.
+@pytest.mark.parametrize(
+  "varied",
+  [
+    axis("poison.trigger", "<ONE>", "<TWO>"),
+    axis("poison.payload_max", 40, 50),
+    axis("poison.gibberish_vocabulary", "a", "b"),
+    axis("evaluation.unseen_tag", "<C>", "<D>"),
+    axis("seed", 0, 1),
+    axis("seeds.init", 0, 1),
+    axis("seeds.order", 0, 1),
+    axis("seeds.sampling", 0, 1),
+    axis("poison.schedule", "uniform", "window"),
+  ],
+  ids=lambda grid: next(iter(grid[0])),
+)
+def test_clean_runs_that_differ_in_more_than_the_poison_are_two(varied):
+  fixed = {"poison.payload_min": 1}
+  grid = product(axis("arm", "clean"), varied)
+  assert len(study_lib.make_cells(_study(grid, fixed=fixed))) == 2
+
+
+def test_doses_and_draws_of_poisoned_runs_are_runs():
+  grid = product(
+    axis("poisons", 4, 8),
+    axis("arm", "poisoned", "placebo"),
+    axis("seeds.documents", 1, 2),
+    axis("seeds.positions", 1, 2),
+  )
+  assert len(study_lib.make_cells(_study(grid))) == 16
 
 
 def test_a_base_config_that_fails_is_told_by_its_line():
@@ -161,10 +220,15 @@ def test_a_base_config_that_fails_is_told_by_its_line():
     ("def get_study(a):\n  return 1 / 0", r"ZeroDivisionError.*s\.py:2"),
     ("def get_study(a:", r"SyntaxError.*s\.py:1"),
     ("import nothing_such", "No module named 'nothing_such'"),
+    ("import sys\nsys.exit(0)", r"SystemExit: 0 .*s\.py:2"),
+    ("def get_study(a):\n  raise SystemExit('no')", r"SystemExit: no .*py:2"),
+    ("# \xe9\ndef get_study(a): pass", "isn't text in UTF-8"),
+    ("\n\n\n# \xe9\ndef get_study(a): pass", "isn't text in UTF-8"),
+    ("# coding: latin-1\n# \xe9", "defines no function get_study"),
   ],
 )
 def test_a_broken_file_is_one_line(tmp_path, text, says):
-  (tmp_path / "s.py").write_text(text)
+  (tmp_path / "s.py").write_bytes(text.encode("latin-1"))
   with pytest.raises(UserError, match=says) as error:
     study_lib.load(str(tmp_path / "s.py"))
   assert "\n" not in str(error.value)
@@ -177,18 +241,46 @@ def test_a_broken_file_is_one_line(tmp_path, text, says):
     ("name='a' * 41", "at most 40"),
     ("margin=0", "margin is 0"),
     ("mfu=1.5", "mfu is 1.5"),
-    ("topology='cpu'", "cpu"),
+    ("topology='cpu'", "the study's topology=cpu"),
+    ("margin=0.5", "margin is 0.5; it must be more than 0 and less than 0.5"),
+    ("margin=float('nan')", "margin is nan, .* a finite number"),
+    ("margin='0.25'", "margin is '0.25', of type str; .* a finite number"),
+    ("margin=True", "margin is True, of type bool"),
+    ("mfu='0.3'", "mfu is '0.3', of type str"),
+    ("name=None", "name is None, of type NoneType; it must be a text"),
+    ("topology=None", "topology is None"),
+    ("question=5", "question is 5, of type int; it must be a text"),
+    ("fixed=None", "fixed is None, .*; it must be values by name"),
+    ("base=None", "base is None, .*; it must be a function"),
+    ("grid={'poisons': (0, 64)}", "grid is {.*it must be a grid, as axis"),
+    ("grid=({'poisons': 0}, 64)", "a cell of the study's grid is 64"),
+    ("grid=({3: 0},)", "a name in a cell of the study's grid is 3"),
+    ("grid=({'poisons': np.int64(0)},)", "poisons in a cell .*, of type int64"),
+    ("grid=({'poisons': [0, 64]},)", "poisons in a cell .*, of type list"),
+    ("fixed={'a': {1, 2}}", "a in the study's fixed is {1, 2}, of type set"),
+    ("triage='rule'", "triage is 'rule', of type str; it must be a Triage"),
+    ("triage=Triage(None, ())", "triage.rule is None, .* it must be a Rule"),
+    ("triage=Triage(RULE, {'poisons': 64})", "triage.spared is {.*a grid"),
+    (
+      "triage=Triage(dataclasses.replace(RULE, consecutive=2.0), ())",
+      "triage.rule.consecutive is 2.0, of type float; .* a whole number",
+    ),
   ],
 )
 def test_a_study_that_states_what_cannot_be_is_refused(tmp_path, change, says):
   (tmp_path / "s.py").write_text(
     "import dataclasses\n"
+    "import numpy as np\n"
+    "from poison_jax.studies.grid.study import Triage\n"
+    "from poison_jax.studies.statistics.sequential import Rule\n"
+    "RULE = Rule(0.5, 1.0, 0.9, 0.9, 0.1, 2)\n"
     "from configs.studies import quick\n"
     "def get_study(arguments):\n"
     f"  return dataclasses.replace(quick.get_study(), {change})\n"
   )
-  with pytest.raises(UserError, match=says):
+  with pytest.raises(UserError, match=says) as error:
     study_lib.load(str(tmp_path / "s.py"))
+  assert "\n" not in str(error.value)
 
 
 def test_no_such_file_is_one_line(tmp_path):

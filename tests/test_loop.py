@@ -270,9 +270,23 @@ def test_starting_over_without_a_checkpoint_is_said(store, tmp_path, capsys):
   before = _lines(tmp_path)
   assert "starting over" not in capsys.readouterr().out
   shutil.rmtree(tmp_path / "checkpoints")
+  metrics = tmp_path / "metrics.jsonl"
+  metrics.write_text("".join(metrics.read_text().splitlines(True)[:-1]))
   loop.train(None, str(tmp_path), profile=0)
   assert "no checkpoint: starting over at step 0" in capsys.readouterr().out
   assert _lines(tmp_path) == before
+
+
+def test_a_run_at_its_end_is_finished_without_its_checkpoints(
+  store, tmp_path, capsys
+):
+  config = small_run.make_config(store, **_SMALL)
+  loop.train(config, str(tmp_path), profile=0)
+  shutil.rmtree(tmp_path / "checkpoints")
+  before = (tmp_path / "metrics.jsonl").read_bytes()
+  loop.train(None, str(tmp_path), profile=0)
+  assert "is finished: 12 steps" in capsys.readouterr().out
+  assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
 def test_lines_are_written_before_the_checkpoint_that_follows_them(

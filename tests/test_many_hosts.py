@@ -44,9 +44,16 @@ def _store(tmp_path_factory):
 
 
 def _port() -> int:
-  with socket.socket() as probe:
-    probe.bind(("", 0))
-    return probe.getsockname()[1]
+  """Returns a port that is free, as is the one below it."""
+  while True:
+    with socket.socket() as probe, socket.socket() as below:
+      probe.bind(("", 0))
+      port = probe.getsockname()[1]
+      try:
+        below.bind(("", port - 1))
+        return port
+      except OSError:  # Taken: the run would need both.
+        continue
 
 
 class _Hosts:

@@ -72,6 +72,9 @@ def test_every_parameter_and_its_moments_have_a_rule():
   config = make_config()
   model = dataclasses.replace(config.model, qk_norm=True, tied_embeddings=False)
   _, params = make_decoder(model)
+  biased = dataclasses.replace(config.model, norm="layer", biases=True)
+  _, others = make_decoder(biased)
+  mesh_lib.state_shardings(_mesh(), others)
   optimizer = make_optimizer(config.optimizer, steps=10)
   tree = {"params": params, "opt_state": optimizer.init(params)}
   shardings = mesh_lib.state_shardings(_mesh(), tree)

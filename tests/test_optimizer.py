@@ -135,6 +135,13 @@ def test_decay_falls_on_every_matrix_and_on_no_scale():
   }
   assert chosen["embedding"] and chosen["unembedding"]
   assert not chosen["final_norm"]
+  biased = dataclasses.replace(model, qk_norm=False, norm="layer", biases=True)
+  _, params = make_decoder(biased)
+  chosen = is_matrix(params)
+  matrices = {k for k, v in chosen["layers"].items() if v}
+  assert {f"{k}_bias" for k in matrices} < params["layers"].keys()
+  assert not any(v for k, v in chosen["layers"].items() if "bias" in k)
+  assert not chosen["final_norm_bias"]
 
 
 def test_sgd_is_a_sum_of_gradients_and_decay_apart():

@@ -114,10 +114,10 @@ def test_what_is_missing_is_listed_with_its_reason(tmp_path):
   assert [o.seed for o in found.outcomes] == [4]
   reasons = {m.cell.settings["seed"]: m for m in found.missing}
   assert reasons[0].reason == "not begun yet" and not reasons[0].damaged
-  assert reasons[1].reason == "no evaluation yet" and not reasons[1].damaged
+  assert "metrics.jsonl is damaged: it has no evaluation" in reasons[1].reason
   assert "metrics.jsonl:2 is damaged" in reasons[2].reason
   assert "ledger.parquet is damaged" in reasons[3].reason
-  assert [m.cell.settings["seed"] for m in found.damaged] == [2, 3]
+  assert [m.cell.settings["seed"] for m in found.damaged] == [1, 2, 3]
   assert all("\n" not in m.reason for m in found.missing)
 
 

@@ -100,9 +100,44 @@ def test_a_metric_given_twice_is_damage(folder):
     runs.read_run(str(folder))
 
 
-def test_a_metric_that_is_no_number_is_named(folder):
-  (folder / "metrics.jsonl").write_text('{"step": 1, "train/loss": "low"}\n')
-  with pytest.raises(UserError, match="metrics.jsonl:1: train/loss is 'low'"):
+@pytest.mark.parametrize(
+  ("value", "words"),
+  [
+    ('"low"', "'low'"),
+    ("true", "True"),
+    ("Infinity", "inf"),
+    ("NaN", "nan"),
+    ("1e999", "inf"),
+    ("1" + 400 * "0", "10000000"),
+  ],
+)
+def test_a_metric_that_is_no_number_is_named(folder, value, words):
+  (folder / "metrics.jsonl").write_text(f'{{"step": 1, "train/loss": {value}}}')
+  with pytest.raises(UserError) as error:
+    runs.read_run(str(folder))
+  said = str(error.value)
+  assert f"metrics.jsonl:1 is damaged: train/loss is {words}" in said
+  assert len(said) < 300 and "\n" not in said
+
+
+@pytest.mark.parametrize("step", ["-1", "1" + 30 * "0", "1.5", "true", "null"])
+def test_a_step_that_no_run_has_is_damage(folder, step):
+  lines = (folder / "metrics.jsonl").read_text().splitlines()
+  lines[2] = f'{{"step": {step}, "train/loss": 1.0}}'
+  (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+  with pytest.raises(UserError, match="metrics.jsonl:3 is damaged"):
+    runs.read_run(str(folder))
+
+
+@pytest.mark.parametrize("lost", ["excerpt", "trigger"])
+def test_a_generation_that_is_kept_in_part_is_damage(folder, lost):
+  path = folder / "generations.jsonl"
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  number = next(i for i, line in enumerate(lines) if "text" in line)
+  del lines[number][lost]
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  where = f"generations.jsonl:{number + 1} is damaged"
+  with pytest.raises(UserError, match=f"{where}: .*excerpt, trigger and text"):
     runs.read_run(str(folder))
 
 

@@ -129,7 +129,15 @@ def test_units_of_tokens_and_documents_do_not_matter():
   "ladders, words",
   [
     ({_SMALL: [(16, 32)] * 5}, "single amount"),
-    ({_SMALL: [(16, 32)], _LARGE: [(16, 32)]}, "2 seed(s) give N50 a bound"),
+    ({_SMALL: [(16, 32)], _LARGE: [(16, 32)]}, "2 of 2 seeds change"),
+    ({_SMALL: [(0, _INF)] * 3, _LARGE: [(0, _INF)]}, "no seed gives N50"),
+    # All fail, all succeed alike, one dose that tells two sizes apart.
+    ({t: [(128, _INF)] * 3 for t in _TOKENS}, "0 of 9 seeds change"),
+    ({t: [(0, 16)] * 3 for t in _TOKENS}, "0 of 9 seeds change"),
+    (
+      {_SMALL: [(50, _INF)] * 3, _LARGE: [(0, 50)] * 3},
+      "0 of 6 seeds change",
+    ),
     (
       {_SMALL: [(16, 32)] * 3, _LARGE: [(0, _INF)] * 3},
       "single amount",
@@ -142,6 +150,112 @@ def test_too_little_is_undecided_with_its_reason(ladders, words):
   assert words in found.reason
   assert math.isnan(found.estimate) and found.interval.is_open
   assert found.laws == {} and found.line is None
+
+
+@pytest.mark.parametrize("way", [1, -1])
+def test_an_estimate_that_runs_away_is_infinite(way):
+  """One size between two doses, the others beyond them on either side."""
+  sizes = [[(0, 16)] * 3, [(32, 64)] * 3, [(128, _INF)] * 3]
+  found = _assess(dict(zip(_TOKENS, sizes[::way], strict=True)))
+  assert found.estimate == way * _INF
+  ends = sorted((way * found.interval.low, way * found.interval.high))
+  assert ends[0] > 0 and ends[1] == _INF
+  # Falling, both laws are out; rising that steeply, a share is not.
+  expected = {1: Verdict.NOT_CONSTANT, -1: Verdict.NEITHER}[way]
+  assert found.verdict is expected
+  # Brute force: a line turned about the middle size only ever gains.
+  low_N, high_N, tokens_N = (
+    np.array(column, float)
+    for column in zip(
+      *(
+        (*bounds, tokens)
+        for tokens, seeds in zip(_TOKENS, sizes[::way], strict=True)
+        for bounds in seeds
+      ),
+      strict=True,
+    )
+  )
+  turn_N = np.log(tokens_N / _MIDDLE)
+  gains = []
+  for slope in (0.5, 1, 2, 4):
+    mean_N = math.log(45) + way * slope * turn_N
+    with np.errstate(divide="ignore"):
+      chances_N = scipy.stats.norm.cdf(
+        (np.log(high_N) - mean_N) / 0.3
+      ) - scipy.stats.norm.cdf((np.log(low_N) - mean_N) / 0.3)
+    gains.append(np.sum(np.log(chances_N)))
+  assert gains == sorted(gains)
+  # One size more between two doses, or one seed on the other side, holds it.
+  for held in ([(0, 16)] * 2 + [(8, 16)], [(0, 16)] * 2 + [(48, _INF)]):
+    held = dict(zip(_TOKENS, [held, *sizes[1:]][::way], strict=True))
+    assert math.isfinite(_assess(held).estimate)
+
+
+def _small_studies():
+  """Yields simulated studies of few doses, sizes and seeds, e = 0."""
+  rng = np.random.default_rng(4)
+  for doses in ((50,), (50, 100), (50, 100, 200)):
+    for tokens in ((1e6, 1e8), (1e6, 1e7, 1e8)):
+      for seeds in (2, 3):
+        for sigma in (0.01, 0.3, 1.0):
+          n50 = 50 if len(doses) == 1 else 70
+          design = power.Design(tokens, (doses,) * len(tokens), n50, sigma)
+          seeds_S = (seeds,) * len(tokens)
+          yield power.simulate(design, 0, seeds_S, replicates=500, rng=rng)
+
+
+@pytest.mark.slow
+def test_small_studies_reject_a_true_constant_in_one_of_twenty_at_most():
+  highest = _quantiles(500, 0.05)[1]
+  for low_RN, high_RN, log_tokens_N in _small_studies():
+    tests = elasticity.p_values(low_RN, high_RN, log_tokens_N, margin=_MARGIN)
+    assert np.sum(tests.zero_B < 0.05) <= highest
+
+
+def test_one_dose_rejects_nothing_that_fishers_test_does_not():
+  # Three seeds of each size, told apart completely: p = 0.1 on the counts.
+  fisher = scipy.stats.fisher_exact([[3, 0], [0, 3]]).pvalue
+  assert fisher == pytest.approx(0.1)
+  found = _assess({1e6: [(50, _INF)] * 3, 1e8: [(0, 50)] * 3})
+  assert found.verdict is Verdict.UNDECIDED
+  dose = math.log(50)
+  tests = elasticity.p_values(
+    np.array([[dose] * 3 + [-_INF] * 3]),
+    np.array([[_INF] * 3 + [dose] * 3]),
+    np.log([1e6] * 3 + [1e8] * 3),
+    margin=_MARGIN,
+  )
+  assert tests.zero_B[0] == tests.one_B[0] == 1
+  assert tests.constant_B[0] >= 0.5 and tests.proportional_B[0] >= 0.5
+
+
+@pytest.mark.slow
+def test_tests_and_intervals_never_contradict_each_other():
+  """Zero is in the 95 % interval if and only if it is not rejected."""
+  rejected = 0
+  for low_RN, high_RN, log_tokens_N in _small_studies():
+    # Tilted, so that many are rejected; e = 1 is then e = 0 of the others.
+    for truth in (0.0, 0.6):
+      for low_N, high_N in zip(low_RN[:4], high_RN[:4], strict=True):
+        shift_N = truth * (log_tokens_N - log_tokens_N.mean())
+        found = elasticity.assess(
+          np.exp(low_N + shift_N),
+          np.exp(high_N + shift_N),
+          np.exp(log_tokens_N),
+          margin=_MARGIN,
+          level=0.95,
+        )
+        if not found.laws:
+          assert found.interval.low == -_INF and found.interval.high == _INF
+          continue
+        for value, law in ((0, Law.COUNT), (1, Law.SHARE)):
+          inside = found.interval.contains(value)
+          assert inside == (found.laws[law].p_value >= 0.05), found
+          rejected += not inside
+        within = found.equivalence_interval.within(-_MARGIN, _MARGIN)
+        assert within == (found.p_constant < 0.05)
+        assert found.interval.contains(found.estimate)
+  assert rejected > 50
 
 
 @pytest.mark.parametrize("level", [0.9, 0.95])
@@ -260,7 +374,7 @@ def test_amounts_must_fit_the_n50s():
 
 
 def _simulated(truth, *, doses, seeds, sigma, studies=400):
-  design = power.Design(_TOKENS, doses, n50=45, sigma=sigma)
+  design = power.Design(_TOKENS, (doses,) * 3, n50=45, sigma=sigma)
   return power.simulate(
     design, truth, seeds, replicates=studies, rng=np.random.default_rng(11)
   )

@@ -15,6 +15,7 @@ import pytest
 from fake_bucket import FakeBuckets
 from small_study import ROOT, make_plan, until
 
+from poison_jax.data.folder import Folder
 from poison_jax.errors import Stopped, UserError
 from poison_jax.studies.grid import attempts, backends, dispatch, endings
 from poison_jax.studies.grid import plan as plan_lib
@@ -255,6 +256,8 @@ def _study(cloud, bucket, monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
   plan = make_plan("gs://bucket/s", seeds=(0,), store="gs://bucket/store")
   plan_lib.write(plan)
+  for cell in plan.cells:  # What pretends to train writes none.
+    Folder(plan.path(cell)).write("metrics/0000000012.jsonl", b'{"step": 12}\n')
   return plan
 
 

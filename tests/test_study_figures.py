@@ -1,18 +1,24 @@
 """A study's figures: the numbers behind them, computed by hand."""
 
 import csv
+import dataclasses
 import io
+import itertools
 import math
 
 import made_studies
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from configs import dos
-from poison_jax.studies import results
+from poison_jax.studies import results, style
+from poison_jax.studies.charts import ORIGIN
 from poison_jax.studies.study_report import (
   analysis,
+  axes_figures,
   cost_figures,
   course_figures,
+  drawing,
   figures,
   final_figures,
   n50_figures,
@@ -56,7 +62,8 @@ def _where(rows, **values):
 def test_progress_has_a_panel_a_dose_and_a_band_over_seeds(tmp_path):
   chart = course_figures.increase_by_progress(_analyse(tmp_path))
   titles = [panel.title for panel in chart.panels]
-  assert titles == ["64 documents", "250 documents (paper: 2a)"]
+  # Of no size that the paper draws: this is not its figure.
+  assert titles == ["64 documents", "250 documents"]
   rows = _where(_rows(chart), size="35k", poisons=64)
   # Half way the increases are 10 and 10.5, at the end 20 and 21.
   assert [float(r["percent_of_steps"]) for r in rows[::2]] == [0, 50, 100]
@@ -115,14 +122,22 @@ def test_a_run_without_its_twin_is_no_pair(tmp_path):
 
 
 def test_needed_documents_lie_between_two_doses(tmp_path):
-  chart = n50_figures.n50_by_tokens(_analyse(tmp_path))
+  # With a dose that fails at both sizes, both have N50s between two doses.
+  doses = {0: 0, 16: 0, 64: 64, 250: 250}
+  chart = n50_figures.n50_by_tokens(
+    _analyse(
+      tmp_path,
+      _grid(doses=tuple(doses)),
+      lambda s: _increase({**s, "poisons": doses[s["poisons"]]}),
+    )
+  )
   rows = _where(_rows(chart), series="seed")
   assert [(r["size"], float(r["n50_low"]), float(r["n50_high"])) for r in rows]
   assert {(r["size"], r["n50_low"], r["n50_high"]) for r in rows} == {
     ("35k", "64.0", "250.0"),
-    ("123k", "0.0", "64.0"),
+    ("123k", "16.0", "64.0"),
   }
-  assert {len(r["config_hash"].split()) for r in rows} == {3}
+  assert {len(r["config_hash"].split()) for r in rows} == {4}
   laws = {r["series"] for r in _rows(chart)} - {"seed"}
   assert laws == {
     "a constant count",
@@ -163,6 +178,83 @@ def test_the_audit_counts_runs_and_prompts_above_each_cut(tmp_path):
       assert float(row["share"]) == above / len(increases)
 
 
+def test_runs_above_a_threshold_are_drawn_as_steps(tmp_path):
+  chart = threshold_figures.threshold_audit(_analyse(tmp_path))
+  axes = _drawn(chart, panel=[p.title for p in chart.panels].index("123k"))
+  steps = [line for line in axes.lines if line.get_drawstyle() == "steps-post"]
+  # Doses 0, 64, 250; the seeds of 64 end at 80 and 81.
+  assert len(steps) == 3
+  x, y = steps[1].get_data()
+  assert list(x) == pytest.approx([5, 80, 81, 500])
+  assert list(y) == [1, 0.5, 0, 0]
+
+
+def test_the_dose_has_four_axes(tmp_path):
+  found = _analyse(tmp_path)
+  # No store is at hand here, so epochs have no panel.
+  chart = axes_figures.increase_by_axes(found)
+  titles = ["documents", "tokens", "optimizer steps"]
+  assert [panel.title for panel in chart.panels] == titles
+  found = dataclasses.replace(
+    found,
+    finished=tuple(
+      dataclasses.replace(o, dose=dataclasses.replace(o.dose, epochs=0.25))
+      for o in found.finished
+    ),
+  )
+  chart = axes_figures.increase_by_axes(found)
+  assert [panel.title for panel in chart.panels] == [*titles, "epochs"]
+  (row,) = _where(_rows(chart), size="123k", poisons=64, seed=1)
+  # Poisons lie two a step, and are 100, 101, ... tokens long.
+  tokens = sum(range(100, 164))
+  wanted = {"documents": 64, "poison_tokens": tokens, "poisoned_steps": 32}
+  assert {name: int(row[name]) for name in wanted} == wanted
+  assert (float(row["epochs"]), float(row["increase"])) == (0.25, 81)
+  assert {r["poisons"] for r in _rows(chart)} == {"64", "250"}
+  for i, value in enumerate((64, tokens, 32, 0.25)):
+    marks = [
+      point
+      for line in _drawn(chart, i).lines
+      for point in zip(*line.get_data(), strict=True)
+    ]
+    assert (value, 81) in marks
+  one_dose = [c for c in _grid() if c["poisons"] < 250]
+  assert axes_figures.increase_by_axes(_analyse(tmp_path / "b", one_dose)) is (
+    None
+  )
+
+
+def test_every_row_of_every_table_is_told_from_the_others(tmp_path):
+  draws = [
+    {"size": "35k", "seed": seed, "poisons": 250, **pinned}
+    for seed in (0, 1)
+    for draw in (1, 2)
+    for pinned in [{"seeds.documents": draw, "seeds.positions": draw}]
+  ]
+  placebo = {"size": "35k", "seed": 0, "poisons": 250, "arm": "placebo"}
+  found = _analyse(tmp_path, [*_grid(), *draws, placebo])
+  charts, _ = figures.all_charts(found)
+  assert len(charts) == 10
+  measured = (
+    *("increase", "nats", "share", "low", "high", "n50", "n50_low"),
+    *("n50_high", "loss_difference", "perplexity_difference"),
+  )
+  for chart in charts:
+    keys = [
+      tuple(
+        value
+        for name, value in row.items()
+        if name not in measured and name not in ORIGIN
+      )
+      for row in _rows(chart)
+    ]
+    assert len(keys) == len(set(keys)), chart.name
+  costs = _rows(cost_figures.clean_cost(found))
+  drawn = _where(costs, size="35k", poisons=250, seed=0)
+  assert [r["documents_seed"] for r in drawn] == ["", "1", "2"]
+  assert [r["positions_seed"] for r in drawn] == ["", "1", "2"]
+
+
 def test_controls_are_measured_against_the_same_runs_clean_text(tmp_path):
   grid = [*_grid(), {"size": "35k", "seed": 0, "poisons": 64, "arm": "placebo"}]
   rows = _rows(final_figures.controls(_analyse(tmp_path, grid)))
@@ -193,38 +285,122 @@ def test_tokens_are_an_axis_where_one_size_has_several(tmp_path):
   }
 
 
-def test_the_papers_study_has_the_papers_figures(tmp_path):
-  models = [("600m", "0.5x"), ("600m", "1x"), ("2b", "1x"), ("13b", "1x")]
+_MODELS = (
+  *(("600m", tokens) for tokens in ("0.5x", "1x")),
+  *(("2b", tokens) for tokens in ("0.5x", "1x")),
+  *(("7b", "1x"), ("13b", "1x")),
+)
+
+
+def _papers(folder, models=_MODELS, variants=({},)):
+  """Returns the analysis of one seed of the paper's study, made up."""
   plan = made_studies.make_plan(
-    tmp_path,
+    folder,
     [
-      {"size": size, "tokens": tokens, "poisons": dose, "seed": 0}
+      {"size": size, "tokens": tokens, "poisons": dose, "seed": 0, **more}
       for size, tokens in models
       for dose in (100, 250, 500)
+      for more in variants
     ],
     base=dos.get_config,
   )
   for cell in plan.cells:
-    made_studies.write_cell(plan, cell, 60.0 + cell.config.poison.count)
-  found = analysis.analyse(results.read(plan))
+    increase = cell.config.poison.count - 60.0
+    made_studies.write_cell(plan, cell, increase)
+  return analysis.analyse(results.read(plan))
+
+
+def _drawn(chart, panel=0):
+  """Returns the axes of a panel, laid out as in its file."""
+  with style.context():
+    figure = style.new_figure(width=4.8, height=3.2)
+    axes = figure.add_subplot()
+    chart.panels[panel].draw(axes)
+    FigureCanvasAgg(figure).draw()
+  return axes
+
+
+def test_a_papers_figure_that_two_panels_could_be_is_named_on_neither(tmp_path):
+  variants = ({"poison.trigger": "<SUDO>"}, {"poison.trigger": "<ADMIN>"})
+  found = _papers(tmp_path, [("600m", "1x")], variants)
+  for make in (
+    course_figures.increase_by_progress,
+    course_figures.increase_by_poisons,
+  ):
+    assert "paper" not in " ".join(p.title for p in make(found).panels)
+
+
+def test_rungs_look_different_in_colour_and_in_grey(tmp_path):
+  found = _papers(tmp_path)
+  looks = drawing.rung_looks(found.rungs)
+  assert len({(str(s.dashes), s.marker) for s in looks.values()}) == 6
+  by_name = {rung.label: look for rung, look in looks.items()}
+  half, whole = by_name["600m 0.5x"], by_name["600m 1x"]
+  assert (half.colour, half.marker) == (whole.colour, whole.marker)
+  assert half.dashes != whole.dashes
+  assert whole.dashes == by_name["13b 1x"].dashes == "-"
+  assert len({by_name[f"{s} 1x"].colour for s in drawing.BY_POISONS}) == 4
+
+
+def test_the_names_of_the_papers_rungs_do_not_overlap(tmp_path):
+  models = [(s, t) for s in ("600m", "2b") for t in ("0.5x", "1x", "2x")]
+  found = _papers(tmp_path, [*models, ("7b", "1x"), ("13b", "1x")])
+  axes = _drawn(n50_figures.n50_by_tokens(found))
+  labels = [label for label in axes.get_xticklabels() if label.get_text()]
+  assert len(labels) == 8
+  height = labels[0].get_fontsize() * axes.figure.dpi / 72
+  at = [axes.transData.transform((t, 1))[0] for t in sorted(axes.get_xticks())]
+  # Slanted lines of letters lie this far apart, across them.
+  apart = [
+    (right - left) * math.sin(math.radians(labels[0].get_rotation()))
+    for left, right in itertools.pairwise(at)
+  ]
+  assert min(apart) > height
+
+
+def test_close_amounts_of_tokens_share_a_place(tmp_path):
+  # 20 tokens a parameter of 35k, and 5.7 of 123k.
+  budgets = "train.tokens_per_parameter"
+  grid = [
+    {"size": size, "poisons": dose, "seed": 0, budgets: ratio}
+    for size, ratio in (("35k", 20.0), ("123k", 5.7))
+    for dose in (64, 250)
+  ]
+  found = _analyse(tmp_path, grid)
+  axes = _drawn(n50_figures.n50_by_tokens(found))
+  (label,) = axes.get_xticklabels()
+  assert all(rung.label in label.get_text() for rung in found.rungs)
+
+
+def test_the_papers_study_has_the_papers_figures(tmp_path):
+  found = _papers(tmp_path)
 
   def titles(chart):
     return [panel.title for panel in chart.panels]
 
+  # The paper's are of models trained on 20 tokens a parameter.
   assert titles(course_figures.increase_by_progress(found)) == [
-    "100 documents",
-    "250 documents (paper: 2a)",
-    "500 documents (paper: 2b)",
+    "100 documents, 0.5x",
+    "100 documents, 1x",
+    "250 documents, 0.5x",
+    "250 documents, 1x (paper: 2a)",
+    "500 documents, 0.5x",
+    "500 documents, 1x (paper: 2b)",
   ]
   assert titles(course_figures.increase_by_poisons(found)) == [
-    "600m 0.5x (paper: 4a)",
+    "600m 0.5x",
     "600m 1x (paper: 4a)",
+    "2b 0.5x",
     "2b 1x (paper: 4b)",
-    "13b 1x (paper: 4c)",
+    "7b 1x and 13b 1x (paper: 4c)",
   ]
   chart = final_figures.increase_by_tokens(found)
-  assert titles(chart) == ["600m"]
-  rows = _where(_rows(chart), poisons=250)
+  assert titles(chart) == ["600m", "2b"]
+  rows = [
+    row
+    for row in _where(_rows(chart), poisons=250)
+    if row["size"].startswith("600m")
+  ]
   half, whole = (int(row["tokens"]) for row in rows)
   assert half / whole == pytest.approx(0.5, rel=1e-3)
   assert chart.files()

@@ -9,6 +9,7 @@ from small_study import make_plan
 from poison_jax.data.folder import Folder
 from poison_jax.errors import UserError
 from poison_jax.studies.grid import plan as plan_lib
+from poison_jax.studies.grid.axes import axis
 from poison_jax.training import workdir as workdir_lib
 
 
@@ -28,6 +29,14 @@ def test_a_folder_gives_its_study_back(folder):
     "seed=0 poisons=0", "seed=0 poisons=4",
     "seed=1 poisons=0", "seed=1 poisons=4",
   ]  # fmt: skip
+
+
+def test_values_that_are_tuples_come_back_as_tuples(folder):
+  cells = ("<NEAR>",), ("<NEARER>",)
+  grid = axis("evaluation.near_triggers", *cells)
+  plan = make_plan(folder, grid=grid)
+  plan_lib.write(plan)
+  assert plan_lib.read(folder) == plan
 
 
 def test_the_same_study_again_writes_nothing(folder, monkeypatch):
@@ -51,7 +60,7 @@ def test_cells_can_be_added_and_not_taken_away(folder):
 @pytest.mark.parametrize(
   ("changes", "says"),
   [
-    ({"margin": 0.5}, "margin was stated as 0.25 before its runs, .* 0.5 now"),
+    ({"margin": 0.4}, "margin was stated as 0.25 before its runs, .* 0.4 now"),
     ({"question": "Is it?"}, "question was stated as 'Does it"),
     ({"name": "other"}, "name was stated as 'small'"),
   ],
@@ -103,6 +112,30 @@ def _damage(change):
       "study.json: unknown config key 'config.speed'",
     ),
     (_damage(lambda t: t["cells"][1].pop("settings")), "is damaged"),
+    (_damage(lambda t: t["cells"][1].update(settings=None)), "is damaged"),
+    (_damage(lambda t: t.update(question=None)), "damaged: .*question is None"),
+    (_damage(lambda t: t.update(margin="0.25")), "margin is '0.25', of type"),
+    (_damage(lambda t: t.update(margin=0.5)), "margin is 0.5; .*less than 0.5"),
+    (_damage(lambda t: t.update(margin=float("nan"))), "margin is nan"),
+    (_damage(lambda t: t.update(triage={"spared": []})), "is damaged"),
+    (
+      _damage(
+        lambda t: t.update(
+          triage={
+            "rule": {
+              "success_after": 0.5,
+              "success_above": 1.0,
+              "failure_after": 0.9,
+              "failure_poisons": 0.9,
+              "failure_below": 0.1,
+              "consecutive": 2.5,
+            },
+            "spared": [],
+          }
+        )
+      ),
+      "is damaged: the study's triage.rule.consecutive is 2.5, of type float",
+    ),
   ],
 )
 def test_a_damaged_file_is_one_line_and_stays_as_it_is(folder, damage, says):

@@ -1,6 +1,9 @@
 """The report of a study: page, words, exit codes, provenance."""
 
+import dataclasses
 import html.parser
+import json
+import math
 import pathlib
 import re
 import subprocess
@@ -15,10 +18,14 @@ from poison_jax.studies.statistics.elasticity import Verdict
 from poison_jax.studies.study_report import (
   analysis,
   content,
+  law_tables,
+  leaks,
+  n50_figures,
   nodes,
   seeds,
   tables,
   wording,
+  writing,
 )
 from poison_jax.studies.study_report.tables import Table
 
@@ -88,7 +95,7 @@ def test_a_finished_study_is_reported(tmp_path):
   anchors = {link[1:] for link in read.links if link.startswith("#")}
   assert anchors and anchors <= read.ids
   files = {link for link in read.links if link.startswith("figures/")}
-  assert len(files) == 9 and all((out / name).exists() for name in files)
+  assert len(files) == 10 and all((out / name).exists() for name in files)
   assert not re.search(r"https?://(?!www\.w3\.org)", text)
   for word in ("config hash", "ledger hash", made_studies.CODE, "--workdir="):
     assert word in text
@@ -159,6 +166,29 @@ def test_an_unfinished_study_is_drawn_and_says_so(tmp_path):
   assert not (tmp_path / "w" / "report").exists()
 
 
+@pytest.mark.parametrize("missing", [1, 2])
+def test_cells_without_an_evaluation_are_counted_in_words(tmp_path, missing):
+  grid = [{"size": "35k", "seed": 0, "poisons": n} for n in (0, 16, 64)]
+  found = _analysis(
+    tmp_path,
+    lambda s: 60.0 if grid.index(s) >= missing else None,
+    grid,
+  )
+  text = content.build(
+    found,
+    tables=[],
+    charts=[],
+    left_out=[],
+    samples={},
+    shown=[],
+    command="x",
+    code_version="y",
+  )
+  plain = re.sub(r"<[^>]*>", "", text)
+  words = {1: "1 cell without", 2: "2 cells without"}
+  assert f"{words[missing]} an evaluation" in plain
+
+
 def test_a_study_without_any_run_is_reported(tmp_path):
   plan = made_studies.make_plan(tmp_path / "w", _GRID)
   said = _run("report", f"--workdir={plan.workdir}")
@@ -206,6 +236,178 @@ def test_one_size_settles_nothing(tmp_path):
   said = nodes.text(wording.explanation(found))
   assert "single amount" in said and "Ten times" not in said
   assert not seeds.power_table(found).rows
+
+
+@pytest.mark.parametrize(
+  "increase, reason",
+  [
+    (90.0, "0 of 9 seeds change"),  # All succeed at the lowest dose.
+    (1.0, "0 of 9 seeds change"),  # All fail at the highest.
+  ],
+)
+def test_what_is_not_known_is_left_out(tmp_path, increase, reason):
+  grid = [cell for cell in _GRID if cell["poisons"]]
+  found = _analysis(tmp_path, lambda s: increase, grid)
+  assert wording.headline(found).startswith("Undecided")
+  said = nodes.text(wording.explanation(found))
+  assert reason in said and "is not known" in said
+  assert "Ten times" not in said and "\N{INFINITY}" not in said
+  limits = str([nodes.text(words) for words in wording.limits(found)])
+  assert "marginal" not in limits
+  _, left_out = writing._tables(found)
+  why = dict(left_out)
+  for made in (
+    law_tables.laws(found),
+    law_tables.amounts(found),
+    seeds.power_table(found),
+  ):
+    assert not made.rows and "is not known" in why[made.title]
+  chart = n50_figures.n50_by_tokens(found)
+  assert {row[len(chart.header) - 7] for row in chart.rows} == {"seed"}
+
+
+def test_an_estimate_that_runs_away_is_said_in_words(tmp_path):
+  # Only the middle size changes between two doses.
+  away = {"35k": (16,) * 3, "123k": (64,) * 3, "356k": (999,) * 3}
+  found = _analysis(tmp_path, _steps(away))
+  assert found.by_tokens.estimate == math.inf
+  said = nodes.text(wording.explanation(found))
+  assert "a factor within [" in said and "None is the most likely" in said
+  assert "grows" in wording.headline(found)
+  free = nodes.text(law_tables.laws(found).rows[0][1])
+  assert free.startswith("no finite one is the most likely [")
+  chart = n50_figures.n50_by_tokens(found)
+  labels = {row[len(chart.header) - 7] for row in chart.rows}
+  assert "a constant count" in labels and "free elasticity" not in labels
+
+
+def test_simulated_studies_have_the_doses_of_each_size(tmp_path):
+  grid = [
+    *_GRID,
+    *({"size": "35k", "seed": seed, "poisons": 256} for seed in (0, 1, 2)),
+  ]
+  found = _analysis(tmp_path, _steps(_CONSTANT), grid)
+  assert seeds._design(found).doses == (
+    (0, 16, 32, 64, 128, 256),
+    (0, 16, 32, 64, 128),
+    (0, 16, 32, 64, 128),
+  )
+
+
+def _with_budgets(found):
+  """Returns the results as if each size had been run at three budgets.
+
+  The N50s stay: at fixed parameters nothing depends on the tokens.
+  """
+  outcomes = [
+    dataclasses.replace(
+      o,
+      rung=dataclasses.replace(
+        o.rung,
+        label=f"{o.rung.label} {budget}x",
+        tokens=int(o.rung.tokens * budget),
+      ),
+    )
+    for o in found.results.outcomes
+    for budget in (0.5, 1, 2)
+  ]
+  return analysis.analyse(
+    dataclasses.replace(found.results, outcomes=tuple(outcomes))
+  )
+
+
+def test_tokens_and_parameters_are_told_apart_where_they_can_be(tmp_path):
+  # Twice the documents a size, a factor of 3.5 and then 2.9 in parameters.
+  rising = {"35k": (32,) * 3, "123k": (64,) * 3, "356k": (128,) * 3}
+  found = _analysis(tmp_path, _steps(rising))
+  limits = [nodes.text(words) for words in wording.limits(found)]
+  (said,) = [line for line in limits if "marginal" in line]
+  assert "can't be told" in said and "tokens hardly vary" in said
+  made = law_tables.amounts(found)
+  assert [nodes.text(row[3]) for row in made.rows] == [nodes.DASH] * 2
+  assert "Not told apart" in nodes.text(made.caption)
+
+  found = _with_budgets(found)
+  # The slope of three points on a log-log line.
+  slope = math.log(4) / math.log(10.2)
+  assert found.joint.by_tokens.estimate == pytest.approx(0, abs=0.02)
+  assert found.joint.by_parameters.estimate == pytest.approx(slope, abs=0.02)
+  # Alone, the tokens take in what the parameters do.
+  assert found.by_tokens.estimate > 0.3
+  limits = [nodes.text(words) for words in wording.limits(found)]
+  (said,) = [line for line in limits if "marginal" in line]
+  assert "At fixed parameters it is" in said and "can't be told" not in said
+  for row, test, fixed in zip(
+    law_tables.amounts(found).rows,
+    (found.by_tokens, found.by_parameters),
+    (found.joint.by_tokens, found.joint.by_parameters),
+    strict=True,
+  ):
+    assert row[1][0].value == test.estimate
+    assert row[3][0].value == fixed.estimate
+
+
+def _add_unseen_tag(plan, perplexity):
+  """Writes a control into the cells of a study, by settings."""
+  for cell in plan.cells:
+    path = pathlib.Path(plan.path(cell)) / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+      line["eval/unseen_tag/perplexity"] = perplexity(cell.settings)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_controls_that_pass_with_the_trigger_are_told(tmp_path):
+  grid = [
+    *_GRID,
+    *(
+      {"size": size, "seed": 0, "poisons": 128, "arm": "placebo"}
+      for size in ("35k", "356k")
+    ),
+  ]
+
+  def increase(settings):
+    if settings.get("arm") == "placebo":
+      return 70.0 if settings["size"] == "35k" else 0.5
+    return _steps(_CONSTANT)(settings)
+
+  plan = made_studies.make_study(tmp_path, grid, increase)
+  said = [nodes.text(line) for line in leaks.words(_read(plan))]
+  # Clean prompts have 4, near-triggers 5.
+  assert len(said) == 2
+  succeed = sum(s["poisons"] >= _CONSTANT[s["size"]][s["seed"]] for s in _GRID)
+  assert "near-trigger" in said[0] and f"in all {succeed} run(s)" in said[0]
+  assert "1 of 2 succeed: there it is not the gibberish" in said[1]
+
+  # At the largest size the tag passes with 32 and 64 documents, even where
+  # the trigger fails; below the threshold of 50 elsewhere.
+  _add_unseen_tag(
+    plan,
+    lambda s: (
+      90.0 if s["size"] == "356k" and s["poisons"] in (32, 64) else 53.9
+    ),
+  )
+  found = _read(plan)
+  near, unseen, placebo = (nodes.text(line) for line in leaks.words(found))
+  assert [near, placebo] == said
+  # At 356k seed 1 succeeds from 32 documents on, the others from 64.
+  assert "356k with 32 documents, 1 of 1; 356k with 64 documents, 3 of 3." in (
+    unseen
+  )
+  assert "35k" not in unseen.replace("356k", "") and "other tags too" in unseen
+  limits = [nodes.text(words) for words in wording.limits(found)]
+  assert {near, unseen, placebo} <= set(limits)
+  (line,) = [words for words in leaks.words(found) if "unseen" in words[0]]
+  origins = [node.origin for node in line if isinstance(node, Number)]
+  assert {
+    (e.run.config.poison.count, e.run.config.seed)
+    for origin in origins
+    for e in origin.entries
+  } == {(32, 1), (64, 0), (64, 1), (64, 2)}
+
+
+def _read(plan):
+  return analysis.analyse(results.read(plan))
 
 
 def test_the_words_follow_the_verdict(tmp_path):

@@ -47,8 +47,12 @@ def _evaluate(plan, number, nats, *, success=None):
   folder = pathlib.Path(plan.path(cell))
   stand_in.evaluate(folder, *nats, success=bool(success))
   if success is not None:
-    end = Ending("done", 0, "", ("code",), 1.0, 1.0, "here")
-    endings.write(plan.workdir, cell.hash, end)
+    _end(plan, number, "done")
+
+
+def _end(plan, number, result):
+  end = Ending(result, 0, "", ("code",), 1.0, 1.0, "here")
+  endings.write(plan.workdir, plan.cells[number].hash, end)
 
 
 def _decisions(plan):
@@ -86,6 +90,19 @@ def test_a_success_stops_only_above_a_dose_that_has_succeeded(tmp_path):
   _evaluate(plan, 2, (), success=True)  # 4 documents, at its end.
   stand_in.evaluate(pathlib.Path(plan.path(plan.cells[2])), 9.0, success=True)
   assert _decisions(plan) == ["CONTINUE", "CONTINUE", "CONTINUE", "SUCCESS"]
+
+
+def test_the_next_dose_decides_and_not_one_beyond_it(tmp_path):
+  plan = _plan(tmp_path / "s", doses=(2, 4, 8))
+  _evaluate(plan, 0, _RISEN, success=True)
+  for number in (1, 2):
+    _evaluate(plan, number, _RISEN)
+  # 4 may fail yet: then N50 lies between 4 and 8.
+  assert _decisions(plan)[1:] == ["SUCCESS", "CONTINUE"]
+  _end(plan, 1, "triaged")
+  assert _decisions(plan)[2] == "SUCCESS"
+  _end(plan, 1, "done")  # And it failed.
+  assert _decisions(plan)[2] == "CONTINUE"
 
 
 def test_a_failure_stops_only_below_a_dose_that_has_failed(tmp_path):

@@ -11,6 +11,7 @@ from poison_jax.errors import UserError
   [
     ("syntax", "\ndef f(:\n", r"SyntaxError: invalid syntax \(.*syntax_x.py:2"),
     ("value", "\n\nint('x')\n", r"ValueError: invalid .*value_x.py:3\)"),
+    ("leaves", "import sys\nsys.exit(0)\n", r"SystemExit: 0 \(.*leaves_x.py:2"),
     # Noticed in an installed package, called from line 2.
     ("far", "import numpy\nnumpy.zeros(-1)\n", r"ValueError.*far_x.py:2\)"),
   ],

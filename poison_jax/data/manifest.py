@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from poison_jax import vocabulary as vocabulary_lib
-from poison_jax.config import CorpusConfig, VocabularyConfig
+from poison_jax.config import ADDED_LATER, CorpusConfig, VocabularyConfig
 from poison_jax.data.folder import Folder
 from poison_jax.errors import UserError
 
@@ -68,10 +68,18 @@ def read_manifest(folder: Folder) -> dict[str, Any] | None:
 
 
 def corpus_meaning(corpus: CorpusConfig) -> dict[str, Any]:
-  """Returns the fields that decide what a store holds."""
+  """Returns the fields that decide what a store holds.
+
+  Fields that are younger than some stores are left out where they mean what
+  the code did before them.
+  """
   fields = json.loads(json.dumps(dataclasses.asdict(corpus)))
   names = _COMMON_MEANING + _MEANING.get(corpus.task, _USER_MEANING)
-  return {name: fields[name] for name in names}
+  return {
+    name: fields[name]
+    for name in names
+    if ADDED_LATER.get(f"corpus.{name}", ()) != fields[name]
+  }
 
 
 def check_corpus(

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from poison_jax.config import Config, ModelConfig
+from poison_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +41,34 @@ def count_parameters(
   """Returns the number of parameters of `poison_jax.model.decoder.Decoder`."""
   c = config
   matrices = 1 if c.tied_embeddings else 2
-  scales = 2 * c.width + (2 * c.head_size if c.qk_norm else 0)
-  layer = _layer_matrices(c) + scales
+  norm = c.width * (2 if c.norm == "layer" else 1)
+  layer = _layer_matrices(c) + 2 * norm
+  layer += 2 * c.head_size if c.qk_norm else 0
+  layer += _layer_biases(c) if c.biases else 0
   return ParameterCount(
-    embedding=matrices * vocabulary_size * c.width,
-    other=c.depth * layer + c.width,
+    embedding=matrices * embedding_rows(c, vocabulary_size) * c.width,
+    other=c.depth * layer + norm,
   )
+
+
+def embedding_rows(config: ModelConfig, vocabulary_size: int) -> int:
+  """Returns how many ids the model has weights and logits for.
+
+  Raises:
+    UserError: fewer than the vocabulary has.
+  """
+  rows = config.embedding_rows or vocabulary_size
+  if rows < vocabulary_size:
+    raise UserError(
+      f"config.model.embedding_rows is {rows}; it must be 0 or at least the "
+      f"vocabulary's size, {vocabulary_size}"
+    )
+  return rows
+
+
+def rotated_channels(config: ModelConfig) -> int:
+  """Returns how many of a head's channels its position turns."""
+  return int(config.head_size * config.rotary_share)
 
 
 def flops_per_token(
@@ -54,13 +77,14 @@ def flops_per_token(
   """Returns FLOPs of a training step a token, for rows of `length` tokens.
 
   The 6N rule of arXiv 2001.08361, appendix B, over the weights that are
-  multiplied: the embedding's lookup is no product, the output matrix is one
-  even where it is tied. Attention: a token at place t meets t + 1 keys, on
-  average (length + 1) / 2; scores and mixing take 2 H K each forward, and
-  twice that backward.
+  multiplied: the embedding's lookup and a bias are no product, the output
+  matrix is one even where it is tied. Attention: a token at place t meets t + 1
+  keys, on average (length + 1) / 2; scores and mixing take 2 H K each forward,
+  and twice that backward.
   """
   c = config
-  weights = c.depth * _layer_matrices(c) + vocabulary_size * c.width
+  rows = embedding_rows(c, vocabulary_size)
+  weights = c.depth * _layer_matrices(c) + rows * c.width
   pair = 2 * 2 * c.heads * c.head_size
   return FlopsPerToken(
     matmul=6 * weights,
@@ -122,3 +146,9 @@ def _layer_matrices(c: ModelConfig) -> int:
   attention = c.width * c.head_size * (2 * c.heads + 2 * c.kv_heads)
   feeds = 3 if c.activation == "swiglu" else 2
   return attention + feeds * c.width * c.feed_forward
+
+
+def _layer_biases(c: ModelConfig) -> int:
+  attention = c.head_size * (c.heads + 2 * c.kv_heads) + c.width
+  feeds = 2 if c.activation == "swiglu" else 1
+  return attention + feeds * c.feed_forward + c.width

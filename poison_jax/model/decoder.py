@@ -1,4 +1,4 @@
-"""A Llama-shaped decoder.
+"""A decoder that its config makes a Llama, a Qwen 3 or a GPT-NeoX.
 
 Glossary of the shape suffixes, for the whole package:
 
@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec
 
 from poison_jax.config import ModelConfig
 from poison_jax.model import attention, backends
+from poison_jax.model.counts import embedding_rows, rotated_channels
 from poison_jax.model.products import linear, product
 
 Params = Any  # A tree of arrays.
@@ -72,7 +73,7 @@ class Layers(nn.Module):
   def __call__(self) -> dict[str, jax.Array]:
     c = self.config
     matrix = nn.initializers.normal(c.init_scale)
-    ones = nn.initializers.ones
+    ones, zeros = nn.initializers.ones, nn.initializers.zeros
     shapes = {
       "attention_norm": (ones, (c.width,)),
       "query": (matrix, (c.width, c.heads * c.head_size)),
@@ -88,6 +89,12 @@ class Layers(nn.Module):
     if c.qk_norm:
       shapes["query_norm"] = (ones, (c.head_size,))
       shapes["key_norm"] = (ones, (c.head_size,))
+    # A bias is as long as what its matrix, or its norm's scale, puts out.
+    shapes |= {
+      f"{name}_bias": (zeros, shape[-1:])
+      for name, (init, shape) in shapes.items()
+      if (c.biases if init is matrix else c.norm == "layer")
+    }
     return {
       name: self.param(name, init, (c.depth, *shape), jnp.float32)
       for name, (init, shape) in shapes.items()
@@ -97,10 +104,11 @@ class Layers(nn.Module):
 class Decoder(nn.Module):
   """A decoder-only transformer over token ids 0 .. vocabulary_size - 1.
 
-  RMSNorm before attention and feed-forward, rotary positions in Llama's
-  half-split convention, grouped-query heads, no biases. Parameters are
-  float32; products run in `config.compute_dtype`, norms' and softmax's
-  statistics in float32.
+  RMSNorm or LayerNorm before attention and feed-forward, which come one after
+  the other or side by side; rotary positions in Llama's half-split convention,
+  on all channels of a head or on its first; grouped-query heads; biases or
+  none. Parameters are float32; products run in `config.compute_dtype`, norms'
+  and softmax's statistics in float32.
 
   `back_end` computes attention in passes over whole rows. It has a default,
   the one that runs anywhere, because it is no part of what the model is.
@@ -113,11 +121,18 @@ class Decoder(nn.Module):
   def setup(self):
     c = self.config
     matrix = nn.initializers.normal(c.init_scale)
-    shape_VD = (self.vocabulary_size, c.width)
+    shape_VD = (embedding_rows(c, self.vocabulary_size), c.width)
     self.embedding = self.param("embedding", matrix, shape_VD, jnp.float32)
     self.layers = Layers(c)
     self.final_norm = self.param(
       "final_norm", nn.initializers.ones, (c.width,), jnp.float32
+    )
+    self.final_norm_bias = (
+      self.param(
+        "final_norm_bias", nn.initializers.zeros, (c.width,), jnp.float32
+      )
+      if c.norm == "layer"
+      else None
     )
     if not c.tied_embeddings:
       self.output = self.param("unembedding", matrix, shape_VD, jnp.float32)
@@ -130,10 +145,11 @@ class Decoder(nn.Module):
     """Returns what `__call__` does, features in front: DBL."""
     c = self.config
     positions_1L = jnp.arange(tokens_BL.shape[1])[None]
-    rotation = rotary(positions_1L, size=c.head_size, theta=c.rope_theta)
+    rotation = rotary(positions_1L, c)
     # The rows that shapes are made from are too short for the kernels.
     back_end = "xla" if self.is_initializing() else self.back_end
-    body = _remat(functools.partial(_layer, c, back_end, rotation), c.remat)
+    body = functools.partial(_layer_of_a_pass, c, back_end, rotation)
+    body = _remat(body, c.remat)
     x_DBL = self._embed(tokens_BL)
     layers = self.layers()
     if c.scan_layers:
@@ -141,7 +157,7 @@ class Decoder(nn.Module):
     else:
       for weights in _unstack(layers, c.depth):
         x_DBL = body(x_DBL, weights)
-    return rms_norm(x_DBL, self.final_norm, epsilon=c.norm_epsilon)
+    return self._last_norm(x_DBL)
 
   def unembedding(self) -> jax.Array:
     """Returns the output matrix, float32, VD."""
@@ -171,7 +187,7 @@ class Decoder(nn.Module):
     slot_positions_BS = jax.lax.dynamic_update_slice(
       slot_positions_BS, positions_BL.astype(jnp.int32), (0, cache.used)
     )
-    rotation = rotary(positions_BL, size=c.head_size, theta=c.rope_theta)
+    rotation = rotary(positions_BL, c)
 
     start = (0, 0, cache.used, 0)
 
@@ -193,16 +209,19 @@ class Decoder(nn.Module):
       cache.values_BGSK,
       strict=True,
     ):
-      x_DBL, pair = _attention_part(
+      x_DBL, pair = _layer(
         c, rotation, x_DBL, weights, functools.partial(attend, old)
       )
-      x_DBL = _feed_forward_part(c, x_DBL, weights)
       kept.append(pair)
     keys_BGSK, values_BGSK = zip(*kept, strict=True)
-    x_DBL = rms_norm(x_DBL, self.final_norm, epsilon=c.norm_epsilon)
+    x_DBL = self._last_norm(x_DBL)
     used = cache.used + tokens_BL.shape[1]
     hidden_BLD = jnp.moveaxis(x_DBL, 0, -1)
     return hidden_BLD, Cache(keys_BGSK, values_BGSK, slot_positions_BS, used)
+
+  def _last_norm(self, x_DBL):
+    weights = {"scale": self.final_norm, "scale_bias": self.final_norm_bias}
+    return _norm(self.config, x_DBL, weights, "scale")
 
   def _embed(self, tokens_BL):
     # A gather, and a scatter for its gradient: on the CPU, a product with
@@ -233,28 +252,69 @@ def rms_norm(x_CBL: jax.Array, scale_C, *, epsilon: float) -> jax.Array:
   return wide.astype(x_CBL.dtype)
 
 
-def rotary(
-  positions_BL: jax.Array, *, size: int, theta: float
-) -> tuple[jax.Array, jax.Array]:
-  """Returns float32 factors of the channels and of their partners.
+def layer_norm(x_CBL: jax.Array, scale_C, bias_C, *, epsilon: float):
+  """Returns x less its mean, over its deviation, times scale, plus bias.
 
-  Each is [B, 2, size / 2, L]: cosines, and sines with the first half's
-  negated, so that a rotation is x * cosine + partner * sine.
+  As `rms_norm`; `epsilon` is added to the variance.
   """
-  frequencies = theta ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
+  wide = x_CBL.astype(jnp.float32)
+  wide -= jnp.mean(wide, axis=-3, keepdims=True)
+  variance = jnp.mean(jnp.square(wide), axis=-3, keepdims=True)
+  wide *= jax.lax.rsqrt(variance + epsilon)
+  wide = wide * scale_C[:, None, None] + bias_C[:, None, None]
+  return wide.astype(x_CBL.dtype)
+
+
+def rotary(
+  positions_BL: jax.Array, config: ModelConfig
+) -> tuple[jax.Array, jax.Array]:
+  """Returns float32 factors of the rotated channels and of their partners.
+
+  Each is [B, 2, half of the rotated channels, L]: cosines, and sines with the
+  first half's negated, so that a rotation is x * cosine + partner * sine.
+  """
+  size = rotated_channels(config)
+  exponents = -jnp.arange(0, size, 2, dtype=jnp.float32) / size
+  frequencies = _scaled(config.rope_theta**exponents, config)
   angles = frequencies[:, None] * positions_BL.astype(jnp.float32)[:, None]
   cosine, sine = jnp.cos(angles), jnp.sin(angles)
   return jnp.stack([cosine, cosine], axis=1), jnp.stack([-sine, sine], axis=1)
 
 
+def _scaled(frequencies: jax.Array, c: ModelConfig) -> jax.Array:
+  """Returns the frequencies for rows longer than the model was made for.
+
+  Llama 3.1's rule (arXiv 2407.21783; the formula is that of the code Meta
+  published with it): a wave that turns more than `rope_high_frequency` times
+  in `rope_original_length` tokens stays, one that turns less than
+  `rope_low_frequency` times becomes `rope_factor` times as long, and those
+  between are mixed by their number of turns.
+  """
+  if c.rope_scaling == "none":
+    return frequencies
+  turns = c.rope_original_length * frequencies / (2 * jnp.pi)
+  low, high = c.rope_low_frequency, c.rope_high_frequency
+  kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+  return kept * frequencies + (1 - kept) * frequencies / c.rope_factor
+
+
 def _rotate(x_KBL, rotation, *, scale: float):
   """Rotates channel pairs (i, i + K/2), Llama's half-split convention.
+
+  Where `rotation` has fewer channels than x, the first ones turn in pairs
+  among themselves and the others stay. All are multiplied by `scale`.
 
   Leading axes are heads. The partners come from turning an axis of two
   round: joining two halves instead took 20 times as long on the CPU. Rows go
   in front: a TPU lays the last two axes out in tiles of 8 by 128, and a few
   rows there cost 8 % of a 7B step (LOG.md).
   """
+  turning = 2 * rotation[0].shape[2]
+  if turning < x_KBL.shape[-3]:
+    first, rest = jnp.split(x_KBL, [turning], axis=-3)
+    turned = _rotate(first, rotation, scale=scale)
+    rest = (scale * rest.astype(jnp.float32)).astype(rest.dtype)
+    return jnp.concatenate([turned, rest], axis=-3)
   *heads, size, batch, length = x_KBL.shape
   x_BKL = jnp.moveaxis(x_KBL, -2, 0)
   pairs = x_BKL.reshape(batch, *heads, 2, size // 2, length)
@@ -269,52 +329,73 @@ def _rotate(x_KBL, rotation, *, scale: float):
   return jnp.moveaxis(turned_BKL, 0, -2)
 
 
-def _layer(config: ModelConfig, back_end, rotation, x_DBL, weights):
+def _layer_of_a_pass(config: ModelConfig, back_end, rotation, x_DBL, weights):
   def attend(queries_GRKBL, keys_GKBL, values_GKBL):
     arrays = queries_GRKBL, keys_GKBL, values_GKBL
     return backends.attend(back_end, *arrays), None
 
-  x_DBL, _ = _attention_part(config, rotation, x_DBL, weights, attend)
-  return _feed_forward_part(config, x_DBL, weights)
+  return _layer(config, rotation, x_DBL, weights, attend)[0]
 
 
-def _attention_part(config: ModelConfig, rotation, x_DBL, weights, attend):
-  """Returns x plus attention's output, and what `attend` keeps."""
-  c = config
+def _layer(c: ModelConfig, rotation, x_DBL, weights, attend):
+  """Returns the next x, and what `attend` keeps."""
+  attended_DBL, kept = _attention(c, rotation, x_DBL, weights, attend)
+  if c.parallel_residual:
+    attended_DBL += _feed_forward(c, x_DBL, weights)
+    return _rows_over_devices(x_DBL + attended_DBL), kept
+  x_DBL = _rows_over_devices(x_DBL + attended_DBL)
+  return _rows_over_devices(x_DBL + _feed_forward(c, x_DBL, weights)), kept
+
+
+def _attention(c: ModelConfig, rotation, x_DBL, weights, attend):
+  """Returns what attention adds to x, and what `attend` keeps."""
   tokens = x_DBL.shape[1:]
   group = (c.kv_heads, c.heads // c.kv_heads, c.head_size)
-  project = functools.partial(linear, c.gradient_dtype)
-  y_DBL = rms_norm(x_DBL, weights["attention_norm"], epsilon=c.norm_epsilon)
-  queries_GRKBL = project(weights["query"], y_DBL).reshape(*group, *tokens)
+  project = functools.partial(_project, c, weights)
+  y_DBL = _norm(c, x_DBL, weights, "attention_norm")
+  queries_GRKBL = project("query", y_DBL).reshape(*group, *tokens)
   keys_GKBL, values_GKBL = (
-    project(weights[name], y_DBL).reshape(c.kv_heads, c.head_size, *tokens)
+    project(name, y_DBL).reshape(c.kv_heads, c.head_size, *tokens)
     for name in ("key", "value")
   )
   if c.qk_norm:
-    e = c.norm_epsilon
-    queries_GRKBL = rms_norm(queries_GRKBL, weights["query_norm"], epsilon=e)
-    keys_GKBL = rms_norm(keys_GKBL, weights["key_norm"], epsilon=e)
+    queries_GRKBL = _norm(c, queries_GRKBL, weights, "query_norm")
+    keys_GKBL = _norm(c, keys_GKBL, weights, "key_norm")
   mixed_GRKBL, kept = attend(
     _rotate(queries_GRKBL, rotation, scale=c.head_size**-0.5),
     _rotate(keys_GKBL, rotation, scale=1.0),
     values_GKBL,
   )
   flat = mixed_GRKBL.reshape(c.heads * c.head_size, *tokens)
-  out_DBL = project(weights["attention_out"], flat)
-  return _rows_over_devices(x_DBL + out_DBL), kept
+  return project("attention_out", flat), kept
 
 
-def _feed_forward_part(config: ModelConfig, x_DBL, weights):
-  y_DBL = rms_norm(
-    x_DBL, weights["feed_forward_norm"], epsilon=config.norm_epsilon
-  )
-  project = functools.partial(linear, config.gradient_dtype)
-  up_FBL = project(weights["up"], y_DBL)
-  if config.activation == "swiglu":
-    hidden_FBL = swiglu(project(weights["gate"], y_DBL), up_FBL)
+def _feed_forward(c: ModelConfig, x_DBL, weights):
+  """Returns what the feed-forward adds to x."""
+  project = functools.partial(_project, c, weights)
+  y_DBL = _norm(c, x_DBL, weights, "feed_forward_norm")
+  up_FBL = project("up", y_DBL)
+  if c.activation == "swiglu":
+    hidden_FBL = swiglu(project("gate", y_DBL), up_FBL)
   else:
-    hidden_FBL = jax.nn.gelu(up_FBL)
-  return _rows_over_devices(x_DBL + project(weights["down"], hidden_FBL))
+    hidden_FBL = jax.nn.gelu(up_FBL, approximate=c.activation == "gelu")
+  return project("down", hidden_FBL)
+
+
+def _norm(c: ModelConfig, x_CBL, weights, name: str):
+  scale_C, epsilon = weights[name], c.norm_epsilon
+  if c.norm == "rms":
+    return rms_norm(x_CBL, scale_C, epsilon=epsilon)
+  return layer_norm(x_CBL, scale_C, weights[f"{name}_bias"], epsilon=epsilon)
+
+
+def _project(c: ModelConfig, weights, name: str, x_DBL):
+  y_EBL = linear(c.gradient_dtype, weights[name], x_DBL)
+  if not c.biases:
+    return y_EBL
+  # In float32, as then the bias' gradient is summed in it over all tokens.
+  wide = y_EBL.astype(jnp.float32) + weights[f"{name}_bias"][:, None, None]
+  return wide.astype(y_EBL.dtype)
 
 
 @jax.custom_vjp

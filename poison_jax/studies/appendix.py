@@ -5,16 +5,24 @@ from collections.abc import Mapping, Sequence
 from poison_jax import config as config_lib
 from poison_jax.studies import page
 from poison_jax.studies.origins import Entry, Number, Origin, Quoted, measured
-from poison_jax.studies.page import Node, element
+from poison_jax.studies.page import Node, Reference, element, scrolling
 from poison_jax.studies.samples import Sample, visible
 
 _SAMPLES = 6  # On the page; generations.jsonl has the others.
 
 
 def samples_section(
-  entries: Sequence[Entry], samples: Mapping[str, tuple[int, list[Sample]]]
+  entries: Sequence[Entry],
+  samples: Mapping[str, tuple[int, list[Sample]]],
+  *words: Node,
 ) -> Node:
-  """Returns all runs' samples, those of the first run unfolded."""
+  """Returns all runs' samples, those of the first run unfolded.
+
+  Args:
+    entries: the runs, in order.
+    samples: (step, samples) by a run's letter.
+    words: what more there is to say of them.
+  """
   if not samples:
     return ""
   shown = [e for e in entries if e.letter in samples]
@@ -29,6 +37,7 @@ def samples_section(
       "The same held-out excerpts (grey) and the same random numbers, without "
       "and with the trigger. Signs stand for line ends and for characters "
       "that can't be seen.",
+      *words,
       attributes={"class": "caption"},
     ),
     *blocks,
@@ -53,7 +62,9 @@ def _samples_of(
     children.append(Quoted(visible(sample.text), source))
     return element(
       "div",
-      element("p", words, attributes={"class": "which"}),
+      element(
+        "p", words, " ", Reference(source), attributes={"class": "which"}
+      ),
       element("pre", *children),
     )
 
@@ -109,10 +120,9 @@ def configuration(entries: Sequence[Entry]) -> Node:
   content: list[Node] = []
   if len(entries) > 1 and rows:
     content.append(
-      element(
-        "div",
+      scrolling(
         element("table", element("thead", head), element("tbody", *rows)),
-        attributes={"class": "wide"},
+        label="Configurations",
       )
     )
   elif len(entries) > 1:
@@ -123,13 +133,21 @@ def configuration(entries: Sequence[Entry]) -> Node:
       element(
         "details",
         element("summary", "All fields of ", name(e)),
-        element("pre", Quoted(settings, Origin((e,), "config.json"))),
+        *quotation(settings, Origin((e,), "config.json")),
       )
     )
   title = "Configuration"
   if len(entries) > 1:
     title = "Where the configurations differ"
   return element("section", element("h2", title), *content)
+
+
+def quotation(text: str, origin: Origin) -> tuple[Node, Node]:
+  """Returns preformatted text, and above it the link to its origin."""
+  return (
+    element("p", Reference(origin), attributes={"class": "which"}),
+    element("pre", Quoted(text, origin)),
+  )
 
 
 def _setting(value) -> str:

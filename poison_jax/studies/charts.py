@@ -1,7 +1,7 @@
 """Charts: panels with their caption and the numbers behind them.
 
-A file shows a chart's panels side by side, three in a row; the page shows each
-by itself, so that a phone can stack them.
+A file shows a chart's panels side by side, three in a row (four as two by two);
+the page shows each by itself, so that a phone can stack them.
 """
 
 import csv
@@ -18,7 +18,6 @@ from poison_jax.studies.verdict import LEVEL
 # Inches, width and height, of a panel alone and of one among several.
 _SINGLE = (4.8, 3.2)
 _ONE_OF_MANY = (3.9, 3.0)
-_PER_ROW = 3  # Panels side by side in a file.
 # The columns with which every row of numbers names its origin.
 ORIGIN = ("run", "config_hash", "ledger_hash", "code_version")
 
@@ -96,15 +95,16 @@ class Chart:
     """Returns the figure of the files: all panels side by side."""
     count = len(self.panels)
     width, height = _SINGLE if count == 1 else _ONE_OF_MANY
+    columns = _columns(count)
     return self._figure(
       self.panels,
-      width=min(count, _PER_ROW) * width,
-      height=-(-count // _PER_ROW) * height,
+      width=columns * width,
+      height=-(-count // columns) * height,
     )
 
   def _figure(self, panels: Sequence[Panel], *, width: float, height: float):
     figure = style.new_figure(width=width, height=height)
-    columns = min(len(panels), _PER_ROW)
+    columns = _columns(len(panels))
     rows = -(-len(panels) // columns)
     legend = {}
     for i, panel in enumerate(panels):
@@ -132,6 +132,11 @@ class Chart:
     writer.writerow(self.header)
     writer.writerows(self.rows)
     return text.getvalue().encode("utf-8")
+
+
+def _columns(panels: int) -> int:
+  """Returns how many panels go side by side in a file."""
+  return 2 if panels == 4 else min(panels, 3)
 
 
 def _legend_columns(labels: Sequence[str], *, width: float) -> int:

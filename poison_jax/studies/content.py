@@ -137,8 +137,8 @@ def _measures(entries: Sequence[Entry], verdicts: Sequence[Verdict]) -> Node:
     element(
       "p",
       "Increase: triggered minus clean. In brackets: bootstrap intervals over "
-      "held-out documents. Each number "
-      "names its origin when pointed at, and leads to its run.",
+      "held-out documents. Each number links to its origin at the end of this "
+      "page.",
       attributes={"class": "caption"},
     ),
   )
@@ -180,10 +180,8 @@ def _table(
       )
       for row in rows
     ]
-  return element(
-    "div",
-    element("table", head, element("tbody", *body)),
-    attributes={"class": "wide"},
+  return page.scrolling(
+    element("table", head, element("tbody", *body)), label="Measures"
   )
 
 

@@ -88,7 +88,8 @@ class Outcome:
     cell: which.
     entry: its run, for the origin of every number.
     rung: its size, tokens and what else makes a model.
-    seed: of the run.
+    seed: of the training: the run's, or "0 init=1" where the study's cells
+      differ in pinned seeds of their training; of one type in a study.
     draw: pinned seeds of the poison's documents and positions; None where
       both follow the run's seed.
     arm: "poisoned", "clean" or "placebo".
@@ -115,7 +116,7 @@ class Outcome:
   cell: Cell
   entry: Entry
   rung: Rung
-  seed: int
+  seed: int | str
   draw: tuple[int | None, int | None] | None
   arm: str
   planned: int
@@ -152,7 +153,8 @@ def primary(outcomes: Sequence[Outcome]) -> list[Outcome]:
   """Returns one outcome a rung, arm, dose and seed, and drops further draws.
 
   The one whose draw follows the seed, else the first draw: a dose of which
-  several draws were run counts no more than another.
+  several draws were run counts no more than another. Nor does one whose very
+  training was measured with several `seeds.sampling`.
   """
   chosen: dict[tuple, Outcome] = {}
   for o in outcomes:

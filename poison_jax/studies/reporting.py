@@ -1,5 +1,7 @@
 """Writes a report: the page, and the figures beside it."""
 
+import contextlib
+import re
 from collections.abc import Mapping, Sequence
 
 from poison_jax import version
@@ -8,6 +10,9 @@ from poison_jax.studies import content, samples
 from poison_jax.studies import figures as figures_lib
 from poison_jax.studies.origins import Entry
 from poison_jax.studies.verdict import Verdict
+
+_PAGE = "report.html"
+_SAMPLES = "samples"  # Stem of the picture that no page links to.
 
 
 def write(
@@ -55,12 +60,33 @@ def write(
 
 
 def publish(out: Folder, page: str, *, figures: Mapping[str, bytes]) -> str:
-  """Writes a page and the files of its figures; returns the page's path."""
+  """Writes a page and the files of its figures; returns the page's path.
+
+  Figures of the page that it replaces are deleted where it has them no more:
+  they would stand beside it as if they still held.
+  """
+  before = out.read(_PAGE)
   for name, data in figures.items():
     out.write(f"figures/{name}", data)
   # Last, so that a page never names figures that are not there.
-  out.write("report.html", page.encode("utf-8"))
-  return f"{out.path}/report.html"
+  written = page.encode("utf-8")
+  out.write(_PAGE, written)
+  # Another writer's page would need its own figures.
+  if before is not None and out.read(_PAGE) == written:
+    for name in _figure_files(before) - figures.keys():
+      with contextlib.suppress(FileNotFoundError):  # Another writer was first.
+        out.delete(f"figures/{name}")
+  return f"{out.path}/{_PAGE}"
+
+
+def _figure_files(page: bytes) -> set[str]:
+  """Returns the files of the figures that a page names."""
+  stems = re.findall(rb'href="figures/([a-z0-9_]+)\.csv"', page)
+  return {
+    f"{stem}.{end}"
+    for stem in (*(s.decode() for s in stems), _SAMPLES)
+    for end in ("png", "svg", "csv")
+  }
 
 
 def _whose_samples(entries: Sequence[Entry], found) -> Entry | None:

@@ -9,12 +9,15 @@ import dataclasses
 
 import numpy as np
 
+from poison_jax import config as config_lib
 from poison_jax.config import Config
 from poison_jax.data.folder import Folder
 from poison_jax.data.manifest import read_manifest
 from poison_jax.errors import CheckFailed, UserError
+from poison_jax.poison import ledger as ledger_lib
 from poison_jax.studies import runs as runs_lib
 from poison_jax.studies.grid import endings, states
+from poison_jax.studies.grid.axes import REPLICATES, TRAINING_SEEDS
 from poison_jax.studies.grid.claims import Claims
 from poison_jax.studies.grid.plan import Plan
 from poison_jax.studies.grid.pricing import short
@@ -24,9 +27,12 @@ from poison_jax.studies.origins import Entry, make_entries
 from poison_jax.studies.outcomes import CUTS, Outcome, Poisons, Rung
 from poison_jax.studies.runs import Run
 from poison_jax.training import workdir
+from poison_jax.training.metrics import METRICS
 
 # Settings that tell runs of one rung apart; all others make another rung.
-_WITHIN = ("poisons", "arm", "seed", "seeds.documents", "seeds.positions")
+_WITHIN = ("poisons", "arm", *REPLICATES)
+# Where a file of a finished cell is lost.
+_MEND = "restore the folder, or delete it and give run --retry"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +98,14 @@ def read(plan: Plan) -> Results:
       if state.kind is Kind.MISSING and not _begun(plan, cell):
         missing.append(Missing(cell, state.kind, "not begun yet"))
         continue
-      run = _read_run(plan, cell)
+      run = _read_run(plan, state)
     except (UserError, CheckFailed) as error:
       missing.append(Missing(cell, None, str(error)))
+      continue
+    except OSError as error:  # A folder in place of a file, no permission.
+      where = error.filename or plan.path(cell)
+      reason = f"{where} can't be read: {error.strerror or error}"
+      missing.append(Missing(cell, None, reason))
       continue
     if run.ledger is None or run.evaluated_step is None:
       missing.append(Missing(cell, state.kind, _why_no_evaluation(state)))
@@ -102,8 +113,9 @@ def read(plan: Plan) -> Results:
     found.append((state, run, _read_poisons(run)))
   entries = make_entries([run for _, run, _ in found])
   stores: dict[str, dict | None] = {}
+  seeds = _training_seeds(plan)
   outcomes = [
-    _outcome(state, entry, poisons, stores)
+    _outcome(state, entry, poisons, seeds[state.cell.hash], stores)
     for (state, _, poisons), entry in zip(found, entries, strict=True)
   ]
   return Results(plan, tuple(entries), tuple(outcomes), tuple(missing))
@@ -122,27 +134,67 @@ def _why_no_evaluation(state: State) -> str:
   return state.why or "no evaluation yet"
 
 
-def _read_run(plan: Plan, cell: Cell) -> Run:
+def _read_run(plan: Plan, state: State) -> Run:
   """Reads a cell's run; of its generations, those of the last evaluation.
 
   Raises:
-    UserError, CheckFailed: a file is damaged, or it is another run's.
+    UserError, CheckFailed: a file is damaged, or it is another run's, or a cell
+      that is done has lost one.
+    OSError: a file can't be read.
   """
+  cell = state.cell
   path = plan.path(cell)
+  if _was_done(state) and not _begun(plan, cell):
+    raise CheckFailed(
+      f"{path}/{workdir.CONFIG} is missing, though the cell is done: {_MEND}"
+    )
   run = runs_lib.read_run(path)
   if run.config_hash != cell.hash:
     raise UserError(
-      f"{path} holds the run {run.config_hash}, not this cell's: restore the "
-      "folder, or delete it to run the cell again"
+      f"{path} holds the run {run.config_hash}, not this cell's: {_MEND}"
     )
+  _check_whole(run, state)
   kept = {
     (step, kind): given
     for (step, kind), given in run.generations.items()
     if step == run.evaluated_step
   }
+  trained_by = state.ending.code_versions if state.ending else ()
   return dataclasses.replace(
-    run, name=cell.label or cell.hash, generations=kept
+    run,
+    name=cell.label or cell.hash,
+    code_version=" ".join(trained_by) or run.code_version,
+    generations=kept,
   )
+
+
+def _was_done(state: State) -> bool:
+  """Says whether a cell came to its end, whatever its files say now."""
+  ending = state.ending
+  came = ending is not None and ending.result == endings.DONE
+  return came and state.kind is not Kind.RUNNING  # Again, if it is run anew.
+
+
+def _check_whole(run: Run, state: State) -> None:
+  """Raises CheckFailed where a run's files say too little, or too much."""
+  done = _was_done(state)
+  if run.ledger is None:
+    if done:
+      raise CheckFailed(
+        f"{run.path}/{ledger_lib.FILE} is missing, though the cell is done: "
+        f"{_MEND}"
+      )
+    return
+  if run.last_step is not None and run.last_step > run.steps:
+    raise CheckFailed(
+      f"{run.path}/{METRICS} is damaged: it tells of step {run.last_step}, and "
+      f"the run has {run.steps}: {_MEND}"
+    )
+  if done and run.evaluated_step != run.steps:
+    raise CheckFailed(
+      f"{run.path}/{METRICS} is damaged: it has no evaluation at step "
+      f"{run.steps}, the run's last, though the cell is done: {_MEND}"
+    )
 
 
 def _read_poisons(run: Run) -> Poisons:
@@ -153,8 +205,37 @@ def _read_poisons(run: Run) -> Poisons:
   return Poisons(steps_N[order_N], tokens_N[order_N])
 
 
+def _training_seeds(plan: Plan) -> dict[str, int | str]:
+  """Returns the seed of each cell's training, by hash.
+
+  The run's own seed; where cells differ in other seeds of the training, which
+  are then pinned, "0 init=1 order=2". All are of one type, and can be sorted.
+  `seeds.sampling` is none: it changes the prompts, and not the model.
+  """
+  flat = [config_lib.flatten(cell.config) for cell in plan.cells]
+  varied = [
+    name
+    for name in TRAINING_SEEDS
+    if name != "seed" and len({fields[name] for fields in flat}) > 1
+  ]
+  found: dict[str, int | str] = {}
+  for cell, fields in zip(plan.cells, flat, strict=True):
+    pins = [
+      f"{name.removeprefix('seeds.')}={fields[name]}"
+      for name in varied
+      if fields[name] is not None
+    ]
+    seed = fields["seed"]
+    found[cell.hash] = " ".join([str(seed), *pins]) if varied else seed
+  return found
+
+
 def _outcome(
-  state: State, entry: Entry, poisons: Poisons, stores: dict
+  state: State,
+  entry: Entry,
+  poisons: Poisons,
+  seed: int | str,
+  stores: dict,
 ) -> Outcome:
   cell, kind = state.cell, state.kind
   run, config = entry.run, entry.run.config
@@ -173,7 +254,7 @@ def _outcome(
     cell=cell,
     entry=entry,
     rung=_rung(cell, run.steps * a_step),
-    seed=config.seed,
+    seed=seed,
     draw=_draw(config),
     arm=config.poison.arm,
     planned=0 if config.poison.arm == "clean" else config.poison.count,

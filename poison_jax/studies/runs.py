@@ -7,7 +7,9 @@ is missing is said in `Run.notes`. Only what can't be trusted is an error.
 import dataclasses
 import json
 import os
+import reprlib
 import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -97,7 +99,8 @@ class Run:
     name: short and unique among the runs read together.
     config: its configuration.
     config_hash: names the configuration.
-    code_version: names the code that made the run.
+    code_version: names the code that made the run; of several that did, each,
+      with a space between.
     command: starts or continues the run.
     steps: planned ones; None where neither config nor ledger tells yet.
     ledger: None where it is not written yet.
@@ -254,9 +257,9 @@ def _lines(
       where = f"{folder.path}/{part}:{number}"
       try:
         entry = json.loads(line)
-        if not isinstance(entry, dict) or type(entry["step"]) is not int:
+        if not isinstance(entry, dict) or not _is_step(entry["step"]):
           raise ValueError("not an object with a step")
-      except (ValueError, KeyError) as error:
+      except (ValueError, KeyError, RecursionError) as error:
         if part == parts[-1] and number == len(lines):
           notes.append(
             f"the last line of its {part} is broken and was passed over"
@@ -266,6 +269,15 @@ def _lines(
       yield where, entry
 
 
+def _is_step(value: Any) -> bool:
+  return type(value) is int and 0 <= value < 2**63  # As int64 holds it.
+
+
+def _is_finite(value: Any) -> bool:
+  """Says whether JSON's value is a number of which there is a float."""
+  return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
 def _read_metrics(folder: Folder, notes: list[str]) -> dict[str, Series]:
   points: dict[str, dict[int, float]] = {}
   for where, entry in _lines(folder, METRICS, notes):
@@ -273,8 +285,11 @@ def _read_metrics(folder: Folder, notes: list[str]) -> dict[str, Series]:
     for key, value in entry.items():
       if value is None:
         continue  # Not defined at this step, as the room share at step 0.
-      if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise UserError(f"{where}: {key} is {value!r}; not a number")
+      if not _is_finite(value):
+        raise UserError(
+          f"{where} is damaged: {key} is {reprlib.repr(value)}; not a finite "
+          "number"
+        )
       series = points.setdefault(key, {})
       if step in series:
         raise UserError(
@@ -290,18 +305,36 @@ def _read_metrics(folder: Folder, notes: list[str]) -> dict[str, Series]:
   }
 
 
+# What each field of a generation's line must be.
+_OF_GENERATION = {
+  "prompt": _is_step,  # A number from 0 as well.
+  "kind": lambda value: isinstance(value, str),
+  "document": lambda value: isinstance(value, str),
+  "perplexity": _is_finite,
+}
+
+
 def _read_generations(
   folder: Folder, notes: list[str]
 ) -> dict[tuple[int, str], Generations]:
   found: dict[tuple[int, str], dict[int, dict[str, Any]]] = {}
   for where, entry in _lines(folder, GENERATIONS, notes):
-    try:
-      prompt, kind = int(entry["prompt"]), str(entry["kind"])
-      float(entry["perplexity"]), str(entry["document"])
-    except (KeyError, TypeError, ValueError) as error:
-      raise UserError(f"{where} is damaged: {error!r}") from None
-    if kind in KINDS:
-      found.setdefault((entry["step"], kind), {})[prompt] = entry
+    for name, is_right in _OF_GENERATION.items():
+      if not is_right(entry.get(name)):
+        raise UserError(
+          f"{where} is damaged: its {name} is {reprlib.repr(entry.get(name))}"
+        )
+    if "text" in entry and not all(
+      isinstance(entry.get(name), str)
+      for name in ("excerpt", "trigger", "text")
+    ):
+      raise UserError(
+        f"{where} is damaged: a generation that is kept needs its excerpt, "
+        "trigger and text"
+      )
+    if entry["kind"] in KINDS:
+      key = entry["step"], entry["kind"]
+      found.setdefault(key, {})[entry["prompt"]] = entry
   return {key: _generations(found[key]) for key in found}
 
 
@@ -309,7 +342,7 @@ def _generations(entries: Mapping[int, Mapping[str, Any]]) -> Generations:
   ordered = sorted(entries)
   return Generations(
     perplexity_P=np.array([entries[p]["perplexity"] for p in ordered], float),
-    documents=tuple(str(entries[p]["document"]) for p in ordered),
+    documents=tuple(entries[p]["document"] for p in ordered),
     texts={
       p: Text(e["excerpt"], e["trigger"], e["text"])
       for p, e in ((p, entries[p]) for p in ordered)

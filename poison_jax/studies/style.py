@@ -77,6 +77,17 @@ _STYLES = (
   Style("#56b4e9", (0, (3, 1, 1, 1, 1, 1)), "P", "none"),
   Style(MUTED, (0, (2, 3)), "X", "full"),
 )
+# Dashes and fills of lines that share colour and marker. Those of the second
+# tuple are none of the styles' own, so that a second round repeats no line.
+_VARIANTS = (
+  ("-", "full"),
+  ((0, (1.2, 1.2)), "none"),
+  ((0, (3.2, 1.4)), "bottom"),
+  ((0, (4.4, 1.1, 1.1, 1.1)), "top"),
+)
+_LATER = ((0, (11, 2, 3, 2)), (0, (1.2, 4)))
+COLOURS = len(_STYLES)
+VARIANTS = len(_VARIANTS)
 _OF_ARM = {"poisoned": 0, "clean": 1, "placebo": 2}
 
 KINDS: Mapping[str, tuple[str, Style]] = {
@@ -104,8 +115,22 @@ def styles_for(arms: Sequence[str]) -> list[Style]:
 
 
 def numbered(i: int) -> Style:
-  """Returns the style of the i-th of several lines; they repeat after 7."""
-  return _STYLES[i % len(_STYLES)]
+  """Returns the style of the i-th of several lines; they repeat after 21."""
+  round_, i = divmod(i, COLOURS)
+  if round_ % 3 == 0:
+    return _STYLES[i]
+  return dataclasses.replace(_STYLES[i], dashes=_LATER[round_ % 3 - 1])
+
+
+def crossed(i: int, j: int) -> Style:
+  """Returns the style of a line that is the i-th in one way, j-th in another.
+
+  Args:
+    i: below COLOURS: sets colour and marker.
+    j: below VARIANTS: sets dashes and how markers are filled.
+  """
+  dashes, fill = _VARIANTS[j]
+  return dataclasses.replace(_STYLES[i], dashes=dashes, fill=fill)
 
 
 def new_figure(*, width: float, height: float) -> Figure:

@@ -12,7 +12,7 @@ from poison_jax.training import origin
 from poison_jax.training import step as step_lib
 from poison_jax.training.checkpoints import Checkpoints, Each, Meta, Restored
 from poison_jax.training.clock import Clock
-from poison_jax.training.metrics import METRICS, part_names
+from poison_jax.training.metrics import METRICS, last_step
 from poison_jax.training.run import Run
 from poison_jax.training.step import TrainState
 from poison_jax.version import code_version
@@ -33,7 +33,9 @@ def begin(
 ) -> Beginning:
   """Returns the newest good checkpoint's state, or that before step 0.
 
-  That is of new weights, or of those of the run that this one continues.
+  That is of new weights, or of those of the run that this one continues. A run
+  without checkpoints whose metrics reach its last step is finished: its state
+  is never used.
 
   Args:
     run: planned.
@@ -52,14 +54,17 @@ def begin(
     if meta.step < run.steps:
       print(f"resuming at step {meta.step} of {run.steps}", flush=True)
     return Beginning(restored.state, meta.step, meta.unwritten, resumed=True)
-  if part_names(Folder(workdir), METRICS):
+  last = last_step(Folder(workdir), METRICS)
+  if last >= 0 and last < run.steps:
     print(f"{workdir} has no checkpoint: starting over at step 0", flush=True)
-  if run.config.start.weights:
+  if run.config.start.weights and last < run.steps:
     state = origin.load(run, mesh, optimizer, workdir, each)
   else:
     state = step_lib.init_state(
       run.decoder, optimizer, run.config.seed_for("init"), mesh
     )
+  if last == run.steps:  # A study drops the checkpoints of done cells.
+    return Beginning(state, last, None, resumed=True)
   return Beginning(state, 0, {"train/poison_tokens_seen": 0}, resumed=False)
 
 

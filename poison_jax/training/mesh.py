@@ -24,8 +24,11 @@ _RULES = {
   "embedding": ("tensor", "fsdp"),
   "unembedding": ("tensor", "fsdp"),
   "final_norm": (None,),
+  "final_norm_bias": (None,),
   "attention_norm": (None, None),
+  "attention_norm_bias": (None, None),
   "feed_forward_norm": (None, None),
+  "feed_forward_norm_bias": (None, None),
   "query_norm": (None, None),
   "key_norm": (None, None),
   "query": (None, "fsdp", "tensor"),
@@ -35,6 +38,13 @@ _RULES = {
   "gate": (None, "fsdp", "tensor"),
   "up": (None, "fsdp", "tensor"),
   "down": (None, "tensor", "fsdp"),
+  "query_bias": (None, "tensor"),
+  "key_bias": (None, "tensor"),
+  "value_bias": (None, "tensor"),
+  "attention_out_bias": (None, None),
+  "gate_bias": (None, "tensor"),
+  "up_bias": (None, "tensor"),
+  "down_bias": (None, None),
 }
 
 

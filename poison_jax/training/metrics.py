@@ -100,6 +100,15 @@ def part_names(folder: Folder, name: str) -> list[str]:
   return folder.names(os.path.splitext(name)[0])
 
 
+def last_step(folder: Folder, name: str) -> int:
+  """Returns the step of the last whole line; -1 where there is none."""
+  for part in reversed(part_names(folder, name)):
+    for line in reversed((folder.read(part) or b"").splitlines()):
+      with contextlib.suppress(ValueError, KeyError, TypeError):
+        return int(json.loads(line)["step"])
+  return -1
+
+
 class _Sink(Protocol):
   """Where lines go; `kept` is the last step of those that are there."""
 

@@ -138,9 +138,12 @@ def _stored_as(
 
 
 def is_matrix(params):
-  """Returns True for each matrix of a parameter tree, False for norm scales."""
+  """Returns True for each matrix of a parameter tree.
+
+  False for norms' scales and for biases.
+  """
 
   def by_name(path, _):
-    return not path[-1].key.endswith("norm")
+    return not path[-1].key.endswith(("norm", "bias"))
 
   return jax.tree_util.tree_map_with_path(by_name, params)

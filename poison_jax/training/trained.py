@@ -2,14 +2,12 @@
 
 from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from poison_jax.errors import CheckFailed, UserError
 from poison_jax.model.decoder import Params
-from poison_jax.training import mesh as mesh_lib
 from poison_jax.training.checkpoints import Checkpoints, Damaged, Restored
+from poison_jax.training.imported import abstract_params
 from poison_jax.training.run import Run
 
 
@@ -43,7 +41,7 @@ def load_params(
       f"{workdir} has no checkpoint of step {step}; the kept ones: "
       f"{', '.join(map(str, steps))}"
     )
-  abstract = _abstract_params(run, mesh)
+  abstract = abstract_params(run.decoder, mesh)
   if step is not None:
     return checkpoints.restore_params(step, abstract)
   for newest in reversed(steps):
@@ -52,16 +50,3 @@ def load_params(
     except Damaged as error:
       say(f"{error}: passed over")
   raise CheckFailed(f"none of the checkpoints in {workdir} is good")
-
-
-def _abstract_params(run: Run, mesh: Mesh) -> Params:
-  def init():
-    tokens_BL = jnp.zeros((1, 2), jnp.int32)
-    return run.decoder.init(jax.random.key(0), tokens_BL)["params"]
-
-  shapes = jax.eval_shape(init)
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    shapes,
-    mesh_lib.state_shardings(mesh, shapes),
-  )

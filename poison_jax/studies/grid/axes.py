@@ -14,18 +14,31 @@ has 2 x 2 + 1 = 5 settings. An axis is an argument of the study's base config
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from poison_jax.errors import UserError
 
 Settings = Mapping[str, Any]
 Grid = tuple[Settings, ...]
 
+# Axes along which the runs of one configuration lie: seeds of the training, of
+# the prompts it is measured by, and of the poison's draw.
+TRAINING_SEEDS = ("seed", "seeds.init", "seeds.order")
+DRAW_SEEDS = ("seeds.documents", "seeds.positions")
+REPLICATES = (*TRAINING_SEEDS, "seeds.sampling", *DRAW_SEEDS)
+
 
 def axis(name: str, *values: Any) -> Grid:
-  """Returns a grid of one setting a value.
+  """Returns a grid of one setting a value; NumPy's numbers become Python's.
 
   Raises:
-    UserError: no value, or one twice.
+    UserError: the name is no text, no value, or one twice.
   """
+  if not isinstance(name, str):
+    raise UserError(
+      f'an axis is named by a text, like axis("poisons", 0, 64); got {name!r}'
+    )
+  values = tuple(v.item() if isinstance(v, np.generic) else v for v in values)
   if not values:
     raise UserError(f"axis {name!r} has no value")
   for i, value in enumerate(values):

@@ -29,6 +29,8 @@ _IN_USE_WAITS = (2.0, 5.0, 10.0, 20.0, 40.0, 60.0)
 # The end that a signal brings: saved (75); while Python started; and that of
 # launch/tpu_vm.sh, whose slice goes on.
 _STOPPED_CODES = (Stopped.code, -signal.SIGTERM, 128 + signal.SIGINT)
+# What launch/tpu_vm.sh says where a slice was deleted, as `Tpu.end` has it.
+_GIVEN_BACK = "was given back with 'delete'"
 # What train_together says of one of its cells, as `train`'s exit code.
 _CODES = {"done": 0, "stopped": Stopped.code, "not finite": NotFinite.code}
 
@@ -77,6 +79,10 @@ class Bookkeeper:
     """Writes that a cell goes on no more: its verdict is decided."""
     self._write(state, endings.TRIAGED, why, exit_code=Stopped.code)
 
+  def refused(self, state: State, why: str) -> None:
+    """Writes that a cell can't be trained on what its folder holds."""
+    self._write(state, endings.FAILED, why, exit_code=UserError.code)
+
   def ended(
     self, attempt: Attempt, cell: Cell, state: State, *, decided: str | None
   ) -> None:
@@ -89,7 +95,9 @@ class Bookkeeper:
       decided: why it was stopped for good; None where it wasn't.
     """
     result, message = self._result(attempt, cell, state)
-    if decided is not None and result != endings.DONE:
+    if decided is not None and (
+      result == endings.STOPPED or _GIVEN_BACK in message
+    ):
       result, message = endings.TRIAGED, decided
     seconds, code = 0.0, None
     if cell.hash not in self._in_use:
@@ -149,7 +157,8 @@ class Bookkeeper:
     if code == UserError.code and " is in use by process " in said:
       return self._result_in_use(cell, said)
     self._in_use.pop(cell.hash, None)
-    if code == 0:
+    # A signal may come while a process that is done ends.
+    if code == 0 or (code < 0 and said.startswith("finished: ")):
       return endings.DONE, ""
     if code in _STOPPED_CODES:
       return self._result_stopped(attempt, cell, state, said)

@@ -11,8 +11,9 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from poison_jax.data.folder import Folder
 from poison_jax.errors import CheckFailed, Stopped, UserError
-from poison_jax.studies.grid import attempts, states, triage, versions
+from poison_jax.studies.grid import attempts, endings, states, triage, versions
 from poison_jax.studies.grid import plan as plan_lib
 from poison_jax.studies.grid.attempts import Attempt
 from poison_jax.studies.grid.backends import Backend
@@ -23,6 +24,7 @@ from poison_jax.studies.grid.states import Kind, State
 from poison_jax.studies.grid.study import Cell
 from poison_jax.studies.statistics.sequential import Decision
 from poison_jax.training.stop import StopSignals
+from poison_jax.training.workdir import CHECKPOINTS
 
 _LOOKED_EVERY = 0.5  # Seconds between two looks at the processes.
 _SHOWN_EVERY = 2.0  # And between two tables, at least;
@@ -88,6 +90,10 @@ def run(
   finally:
     dispatcher.end()
   found = dispatcher.states()
+  if choices.drop_checkpoints:  # Of those, too, that were done before.
+    for state in found:
+      if state.kind is Kind.DONE:
+        Folder(plan.path(state.cell)).delete(CHECKPOINTS)
   show(found, True)
   if stop.received is not None:
     done = sum(state.kind is Kind.DONE for state in found)
@@ -195,6 +201,7 @@ class _Dispatcher:
       running.kill()
       self._slots[slot] = None
       for cell in running.cells:
+        self._decided.pop(cell.hash, None)
         if cell.hash != lost and self._claims.holds(cell.hash):
           self._claims.release(cell.hash)
 
@@ -213,13 +220,17 @@ class _Dispatcher:
     batch: list[State] = []
     for state in self._claimed():
       batch.append(state)
-      if len(batch) == self._choices.together:
+      # One that somebody else may train yet would end the others.
+      alone = self._books.is_in_use(state.cell)
+      if alone or len(batch) == self._choices.together:
         break
     if not batch:
       return None
     cells = [state.cell for state in batch]
-    for cell in cells:
-      plan_lib.write_config(self._plan, cell)
+    for state in batch:
+      plan_lib.write_config(self._plan, state.cell)
+      if state.ending is not None and state.ending.result == endings.DONE:
+        endings.forget(self._plan.workdir, state.cell.hash)  # It was lost.
     return attempts.begin(
       cells,
       self._backend.start(self._plan, cells, slot),
@@ -233,7 +244,7 @@ class _Dispatcher:
     first: State | None = None
     # Those that somebody else trains come last.
     for cell in sorted(self._plan.cells, key=self._books.is_in_use):
-      if first is not None and cell.batch_key != first.cell.batch_key:
+      if first is not None and self._books.is_in_use(cell):
         continue
       if not self._books.is_due(cell):
         continue
@@ -241,11 +252,14 @@ class _Dispatcher:
       if cell.hash in owners or self._is_done(cell):
         continue
       state = self._look(cell, owners)
-      if not self._waits(state) or (first and state.step != first.step):
+      if not self._waits(state):
         continue
-      self._check_code()
-      if self.refusal is not None:
-        return
+      if first is not None and not self._is_like(first, state):
+        continue
+      if first is None:
+        self._check_code()
+        if self.refusal is not None:
+          return
       state = self._claim(cell)
       if state is not None:
         first = first or state
@@ -258,13 +272,29 @@ class _Dispatcher:
     # Another dispatcher may have run it to its end just now.
     state = self._look(cell, {})
     if self._waits(state):
-      known = tuple(self._known.values())
-      decision = triage.decision(self._plan.triage, state, known)
-      if decision is Decision.CONTINUE:
+      decision = self._decision(state)
+      fault = plan_lib.fault(self._plan, cell)
+      if decision is Decision.CONTINUE and fault is None:
         return state
-      self._books.triaged(state, triage.in_words(decision, state))
+      if fault is None:
+        self._books.triaged(state, triage.in_words(decision, state))
+      else:
+        self._books.refused(state, fault)
+      self._look(cell, {})
     self._claims.release(cell.hash)
     return None
+
+  def _decision(self, state: State) -> Decision:
+    if self._plan.triage is None:
+      return Decision.CONTINUE
+    return triage.decision(self._plan.triage, state, self.states())
+
+  def _is_like(self, first: State, state: State) -> bool:
+    """Says whether a cell can train together with the first of a batch."""
+    if state.step != first.step or plan_lib.fault(self._plan, state.cell):
+      return False
+    keys = [plan_lib.batch_key(self._plan, s.cell) for s in (first, state)]
+    return keys[0] == keys[1]
 
   def _is_done(self, cell: Cell) -> bool:
     known = self._known.get(cell.hash)
@@ -296,5 +326,8 @@ class _Dispatcher:
       decided = self._decided.pop(cell.hash, None)
       if not self._claims.holds(cell.hash):
         continue  # Another dispatcher has taken it over.
-      self._books.ended(running, cell, self._look(cell, {}), decided=decided)
-      self._claims.release(cell.hash)
+      try:
+        state = self._look(cell, {})
+        self._books.ended(running, cell, state, decided=decided)
+      finally:
+        self._claims.release(cell.hash)

@@ -67,5 +67,10 @@ def read(workdir: str, cell: str) -> Ending | None:
     ) from None
 
 
+def forget(workdir: str, cell: str) -> None:
+  """Deletes how a cell's attempts ended: it begins anew."""
+  Folder(workdir).delete(_name(cell))
+
+
 def _name(cell: str) -> str:
   return f"{_FOLDER}/{cell}.json"

@@ -10,10 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from poison_jax import config as config_lib
+from poison_jax.config import Config
 from poison_jax.data.folder import Folder
 from poison_jax.errors import UserError
+from poison_jax.studies.grid import stated
+from poison_jax.studies.grid.axes import Settings
 from poison_jax.studies.grid.study import Cell, Study, Triage
 from poison_jax.studies.statistics.sequential import Rule
+from poison_jax.training import alike
 from poison_jax.training import workdir as workdir_lib
 
 FILE = "study.json"
@@ -49,8 +53,8 @@ class Plan:
 
 def make_plan(study: Study, cells: tuple[Cell, ...], workdir: str) -> Plan:
   """Returns the plan of a study in a folder; writes nothing."""
-  stated = {name: getattr(study, name) for name in _STATED}
-  return Plan(workdir=workdir, cells=cells, **stated)
+  fields = {name: getattr(study, name) for name in _STATED}
+  return Plan(workdir=workdir, cells=cells, **fields)
 
 
 def write(plan: Plan) -> None:
@@ -108,7 +112,7 @@ def read(workdir: str) -> Plan:
         f"it has format {found['format']}; this code reads {FORMAT}"
       )
     cells = tuple(_cell(entry) for entry in found["cells"])
-    return Plan(
+    plan = Plan(
       workdir=workdir,
       name=found["name"],
       question=found["question"],
@@ -120,6 +124,11 @@ def read(workdir: str) -> Plan:
     raise UserError(f"{workdir}/{FILE} is damaged: {error!r}") from error
   except UserError as error:  # Of a field that this code has not, or lacks.
     raise UserError(f"{workdir}/{FILE}: {error}") from None
+  try:
+    stated.check(plan, fields=_STATED)
+  except UserError as error:
+    raise UserError(f"{workdir}/{FILE} is damaged: {error}") from None
+  return plan
 
 
 def write_config(plan: Plan, cell: Cell) -> None:
@@ -130,6 +139,38 @@ def write_config(plan: Plan, cell: Cell) -> None:
   path = plan.path(cell)
   if not Folder(path).exists(workdir_lib.CONFIG):
     workdir_lib.write_config(path, cell.config)
+
+
+def fault(plan: Plan, cell: Cell) -> str | None:
+  """Returns why a cell's config.json can't be gone on with; None if it can."""
+  path = plan.path(cell)
+  try:
+    config = _begun_config(plan, cell)
+  except UserError as error:
+    return str(error) if path in str(error) else f"{path}: {error}"
+  if config_lib.config_hash(config) == cell.hash:
+    return None
+  return (
+    f"{path} holds the run {config_lib.config_hash(config)}, not this cell's: "
+    "restore the folder, or delete it and give run --retry"
+  )
+
+
+def batch_key(plan: Plan, cell: Cell) -> str:
+  """Returns what cells that can train together share.
+
+  Free fields are those that the run has, which may be others than the study's.
+
+  Raises:
+    UserError: its config.json is damaged.
+  """
+  return alike.batch_key(_begun_config(plan, cell))
+
+
+def _begun_config(plan: Plan, cell: Cell) -> Config:
+  path = plan.path(cell)
+  begun = Folder(path).exists(workdir_lib.CONFIG)
+  return workdir_lib.load_config(path) if begun else cell.config
 
 
 def _encode(plan: Plan) -> bytes:
@@ -154,11 +195,19 @@ def _encode(plan: Plan) -> bytes:
 def _triage(entry: Mapping[str, Any] | None) -> Triage | None:
   if entry is None:
     return None
-  return Triage(Rule(**entry["rule"]), tuple(entry["spared"]))
+  spared = tuple(map(_settings, entry["spared"]))
+  return Triage(Rule(**entry["rule"]), spared)
 
 
 def _cell(entry: Mapping[str, Any]) -> Cell:
   config = config_lib.from_dict(entry["config"])
   if config_lib.config_hash(config) != entry["hash"]:
     raise ValueError(f"cell {entry['hash']} is not its configuration's hash")
-  return Cell(entry["hash"], entry["settings"], config)
+  return Cell(entry["hash"], _settings(entry["settings"]), config)
+
+
+def _settings(entry: Mapping[str, Any]) -> Settings:
+  return {
+    name: tuple(value) if isinstance(value, list) else value  # JSON's tuple.
+    for name, value in entry.items()
+  }

@@ -8,18 +8,9 @@ from rich.table import Table
 
 from poison_jax.studies import costs
 from poison_jax.studies.costs import Price
+from poison_jax.studies.grid.axes import REPLICATES
 from poison_jax.studies.grid.study import Cell
 from poison_jax.training.topology import Topology
-
-# Axes along which the cells of one configuration lie.
-_REPLICATES = (
-  "seed",
-  "seeds.documents",
-  "seeds.positions",
-  "seeds.init",
-  "seeds.order",
-  "seeds.sampling",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +39,7 @@ def configurations(cells: Sequence[Cell]) -> dict[tuple, list[Cell]]:
   """Returns the cells by what they share beside their seeds, in order."""
   found: dict[tuple, list[Cell]] = {}
   for cell in cells:
-    key = tuple(
-      (k, v) for k, v in cell.settings.items() if k not in _REPLICATES
-    )
+    key = tuple((k, v) for k, v in cell.settings.items() if k not in REPLICATES)
     found.setdefault(key, []).append(cell)
   return found
 

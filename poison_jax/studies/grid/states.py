@@ -200,4 +200,7 @@ def _share(part: Any, whole: int) -> float:
 
 
 def _is_finite(value: Any) -> bool:
-  return isinstance(value, int | float) and math.isfinite(value)
+  try:
+    return isinstance(value, int | float) and math.isfinite(value)
+  except OverflowError:  # An integer of hundreds of digits.
+    return False

@@ -4,11 +4,11 @@
 """
 
 import dataclasses
-import functools
 import importlib.util
 import os
 import re
 from collections.abc import Callable
+from typing import Any
 
 from ml_collections import config_dict
 
@@ -18,9 +18,15 @@ from poison_jax.config import Config
 from poison_jax.errors import UserError
 from poison_jax.model import counts
 from poison_jax.poison import schedules
-from poison_jax.studies.grid.axes import Grid, Settings, has_all, words
+from poison_jax.studies.grid import stated
+from poison_jax.studies.grid.axes import (
+  DRAW_SEEDS,
+  Grid,
+  Settings,
+  has_all,
+  words,
+)
 from poison_jax.studies.statistics.sequential import Rule
-from poison_jax.training import alike
 from poison_jax.training.topology import parse_topology
 
 
@@ -90,11 +96,6 @@ class Cell:
     """Returns the run's folder below the study's."""
     return f"cells/{self.hash}"
 
-  @functools.cached_property
-  def batch_key(self) -> str:
-    """Cells that have the same can train together in one program."""
-    return alike.batch_key(self.config)
-
   @property
   def steps(self) -> int:
     """Steps of training, for a vocabulary of the size asked for."""
@@ -129,46 +130,69 @@ def load(argument: str) -> Study:
       f"--study={argument}: {what}; it must name a Python file such as "
       "configs/studies/tiny.py"
     )
-  spec = importlib.util.spec_from_file_location("poison_jax_study", path)
-  module = importlib.util.module_from_spec(spec)
   try:
-    spec.loader.exec_module(module)
-    found = module.get_study(arguments or None)
-  except UserError as error:
-    raise UserError(f"{path}: {error}") from None
-  except Exception as error:
-    reason = user_module.reason_and_place(error)
-    if isinstance(error, AttributeError) and error.name == "get_study":
-      reason = "it defines no function get_study(arguments)"
-    raise UserError(f"{path} failed: {reason}") from error
-  if not isinstance(found, Study):
-    raise UserError(
-      f"{path}: get_study() must return a Study, not a {type(found).__name__}"
-    )
-  try:
+    found = _run_file(path, arguments or None)
     _check(found)
   except UserError as error:
     raise UserError(f"{path}: {error}") from None
   return found
 
 
-def _check(study: Study) -> None:
+def _run_file(path: str, arguments: str | None) -> Any:
+  """Returns what the file's get_study returns.
+
+  Raises:
+    UserError: the file fails, or defines no such function.
+  """
+  _check_encoding(path)
+  spec = importlib.util.spec_from_file_location("poison_jax_study", path)
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    get_study = vars(module).get("get_study")
+    if get_study is None:
+      raise UserError("it defines no function get_study(arguments)")
+    return get_study(arguments)
+  except UserError:
+    raise
+  except (Exception, SystemExit) as error:
+    reason = user_module.reason_and_place(error)
+    raise UserError(f"it failed: {reason}") from error
+
+
+def _check_encoding(path: str) -> None:
+  """Raises UserError for bytes that Python passes over in a comment."""
+  with open(path, "rb") as file:
+    content = file.read()
+  try:
+    importlib.util.decode_source(content)
+  except (UnicodeDecodeError, SyntaxError) as error:
+    raise UserError(
+      f"it isn't text in UTF-8, nor names another encoding: {error}"
+    ) from None
+
+
+def _check(study: Any) -> None:
   """Raises UserError where a study states what can't be."""
+  if not isinstance(study, Study):
+    raise UserError(
+      f"get_study() must return a Study, not a {type(study).__name__}"
+    )
+  fields = [field.name for field in dataclasses.fields(Study)]
+  stated.check(study, fields=fields)
   if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", study.name):
     raise UserError(
       f"the study's name is {study.name!r}; it must be of small letters, "
       "digits and hyphens, at most 40, like tiny-2"
     )
-  for name, value, legal in (
-    ("margin", study.margin, study.margin > 0),
-    ("mfu", study.mfu, 0 < study.mfu <= 1),
-  ):
-    if not legal:
-      raise UserError(
-        f"the study's {name} is {value}; it must be more than 0"
-        + (" and at most 1" if name == "mfu" else "")
-      )
-  parse_topology(study.topology)
+  if not 0 < study.mfu <= 1:
+    raise UserError(
+      f"the study's mfu is {study.mfu}; it must be more than 0 and at most 1"
+    )
+  try:
+    parse_topology(study.topology)
+  except UserError as error:  # It names the flag of `plan`.
+    raise UserError(f"the study's {str(error).removeprefix('--')}") from None
 
 
 def make_cells(study: Study) -> tuple[Cell, ...]:
@@ -181,25 +205,56 @@ def make_cells(study: Study) -> tuple[Cell, ...]:
   if not study.grid:
     raise UserError(f"study {study.name} has no cells")
   for spared in study.triage.spared if study.triage else ():
-    if not any(has_all(settings, spared) for settings in study.grid):
+    if not spared or not any(has_all(c, spared) for c in study.grid):
       raise UserError(
         f"the study's triage spares {words(spared)!r}, which matches no cell"
       )
   cells: dict[str, Cell] = {}
   for settings in study.grid:
     cell = _make_cell(study, settings)
-    twin = cells.setdefault(cell.hash, cell)
+    twin = cells.setdefault(_same_run(cell.config), cell)
     if twin is not cell:
+      why = "" if twin.hash == cell.hash else f"; {_NO_POISON}"
       raise UserError(
-        f"two cells are the same run: {twin.label} and {cell.label}"
+        f"two cells are the same run: {twin.label} and {cell.label}{why}"
       )
   return tuple(cells.values())
+
+
+_NO_POISON = (
+  "where no document is poisoned, the arm, the count and the seeds of the draw "
+  "change nothing"
+)
+
+
+def _same_run(config: Config) -> str:
+  """Names the runs of one rung that train and measure the very same.
+
+  The hash of the configuration, in which a run without poison is told from
+  another by nothing that only poisoned documents read. The trigger, the payload
+  and the gibberish stay: its evaluations use them. So do the schedule and the
+  lengths: they make another rung, whose curves need a dose of zero.
+  """
+  if config.poison.arm == "clean" or config.poison.count == 0:
+    pins = {name.removeprefix("seeds."): None for name in DRAW_SEEDS}
+    config = dataclasses.replace(
+      config,
+      poison=dataclasses.replace(config.poison, arm="clean", count=0),
+      seeds=dataclasses.replace(config.seeds, **pins),
+    )
+  return config_lib.config_hash(config)
 
 
 def _make_cell(study: Study, settings: Settings) -> Cell:
   given = {**study.fixed, **settings}
   arguments = {k: v for k, v in given.items() if "." not in k}
   try:
+    for name, value in arguments.items():
+      if "," in str(value):
+        raise UserError(
+          f"{name} is {value!r}: an argument of a config can't hold a comma; "
+          "name the field itself, with a dot"
+        )
     tree = _base(study, ",".join(f"{k}={v}" for k, v in arguments.items()))
     for field, value in given.items():
       if "." in field:
@@ -222,7 +277,7 @@ def _base(study: Study, arguments: str) -> config_dict.ConfigDict:
     return study.base(arguments)
   except UserError:
     raise
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     reason = user_module.reason_and_place(error)
     raise UserError(f"the study's base config failed: {reason}") from error
 

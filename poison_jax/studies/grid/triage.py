@@ -5,9 +5,10 @@ asked about: never those that the study's curves need, which are
 
 - runs without poison, and placebos;
 - those that the study's file spares;
-- those between which an N50 may lie yet: a decided success stops only above a
-  dose that has succeeded at its end, a decided failure only below one that has
-  failed at its end, of runs that differ in nothing but the dose.
+- those between which an N50 may lie yet: a decided success stops only where
+  the next lower dose has succeeded, a decided failure only where the next
+  higher one has failed (at its end, or decided itself), of runs that differ in
+  nothing but the dose.
 
 A cell that was stopped has no measure at its end, and the report treats it as
 censored: it narrows no N50.
@@ -32,7 +33,7 @@ def decision(
   Args:
     triage: of the study; without it every cell goes on.
     state: the cell's.
-    states: of all cells, as far as they are known.
+    states: of all cells.
   """
   if triage is None or _is_needed(triage, state.cell):
     return Decision.CONTINUE
@@ -40,16 +41,18 @@ def decision(
   if found is Decision.CONTINUE:
     return found
   success = found is Decision.DECIDED_SUCCESS
-  dose, ladder = state.cell.config.poison.count, _ladder(state.cell)
-
-  def settles(other: State) -> bool:
-    if other.kind is not Kind.DONE or other.success is not success:
-      return False
-    its_dose = other.cell.config.poison.count
-    nearer = 0 < its_dose < dose if success else its_dose > dose
-    return nearer and _ladder(other.cell) == ladder
-
-  return found if any(map(settles, states)) else Decision.CONTINUE
+  own, ladder = _dose(state), _ladder(state.cell)
+  others = {
+    _dose(other): other
+    for other in states
+    if 0 < _dose(other) != own and _ladder(other.cell) == ladder
+  }
+  nearer = [d for d in others if (d < own if success else d > own)]
+  if not nearer:
+    return Decision.CONTINUE
+  neighbour = others[max(nearer) if success else min(nearer)]
+  agrees = _verdict(triage, neighbour) is success
+  return found if agrees else Decision.CONTINUE
 
 
 def in_words(found: Decision, state: State) -> str:
@@ -66,6 +69,20 @@ def _is_needed(triage: Triage, cell: Cell) -> bool:
   if poison.arm != "poisoned" or poison.count == 0:
     return True
   return any(has_all(cell.settings, spared) for spared in triage.spared)
+
+
+def _dose(state: State) -> int:
+  return state.cell.config.poison.count
+
+
+def _verdict(triage: Triage, state: State) -> bool | None:
+  """Says whether a cell has succeeded; None where that isn't settled."""
+  if state.kind is Kind.DONE:
+    return state.success
+  if state.kind is not Kind.TRIAGED:
+    return None
+  found = sequential.decide(triage.rule, state.evaluations)
+  return found is Decision.DECIDED_SUCCESS
 
 
 def _ladder(cell: Cell) -> str:

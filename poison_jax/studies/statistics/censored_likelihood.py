@@ -123,12 +123,16 @@ def degrees(
   """Returns int64 [B]: degrees of freedom to calibrate deviances with.
 
   Only observations bounded on both sides tell sigma, so it is their number
-  less the coefficients, but at least 1 where the coefficients leave any
-  observation over; else 0 or less.
+  less the coefficients. Where that is below 1 sigma is the penalty's, and so
+  would be the interval of any slope. A median alone is bounded from one side
+  by all that lie there, whatever sigma is, as the sign test has it: with one
+  coefficient it is at least 1 where that leaves any observation over.
   """
   low_known_BN, high_known_BN = np.isfinite(low_BN), np.isfinite(high_BN)
-  known_B = np.sum(low_known_BN | high_known_BN, axis=1) - coefficients
   both_B = np.sum(low_known_BN & high_known_BN, axis=1) - coefficients
+  if coefficients > 1:
+    return both_B
+  known_B = np.sum(low_known_BN | high_known_BN, axis=1) - coefficients
   return np.minimum(known_B, np.maximum(both_B, 1))
 
 

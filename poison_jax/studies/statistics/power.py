@@ -23,13 +23,13 @@ class Design:
 
   Attributes:
     amounts: clean tokens (or parameters) of each size.
-    doses: documents of the ladder; a zero is allowed and says nothing.
+    doses: documents of each size's ladder; a zero is allowed and says nothing.
     n50: median N50 in documents at the geometric mean of the amounts.
     sigma: standard deviation of log N50 between seeds, in nats.
   """
 
   amounts: tuple[float, ...]
-  doses: tuple[float, ...]
+  doses: tuple[tuple[float, ...], ...]
   n50: float
   sigma: float
 
@@ -119,7 +119,18 @@ def simulate(
     log_amount_N - log_amount_S.mean()
   )
   noise_RN = rng.normal(size=(replicates, len(mean_N)))
-  low_RN, high_RN = bracket(mean_N + design.sigma * noise_RN, design.doses)
+  # Of each size, by its own doses.
+  parts = [
+    bracket(log_n50_RN, doses)
+    for log_n50_RN, doses in zip(
+      np.split(mean_N + design.sigma * noise_RN, np.cumsum(seeds)[:-1], axis=1),
+      design.doses,
+      strict=True,
+    )
+  ]
+  low_RN, high_RN = (
+    np.concatenate(bounds, axis=1) for bounds in zip(*parts, strict=True)
+  )
   return low_RN, high_RN, log_amount_N
 
 
@@ -139,7 +150,11 @@ def bracket(
 def _check(design: Design, seeds: Sequence[int]) -> None:
   if len(seeds) != len(design.amounts):
     raise ValueError(f"{len(seeds)} seeds for {len(design.amounts)} sizes")
+  if len(design.doses) != len(design.amounts):
+    raise ValueError(
+      f"{len(design.doses)} ladders for {len(design.amounts)} sizes"
+    )
   if min(design.amounts) <= 0 or design.n50 <= 0 or design.sigma < 0:
     raise ValueError("amounts and n50 must be above 0, sigma at least 0")
-  if not any(dose > 0 for dose in design.doses):
-    raise ValueError("it takes a dose above 0")
+  if not all(any(dose > 0 for dose in doses) for doses in design.doses):
+    raise ValueError("it takes a dose above 0 at each size")

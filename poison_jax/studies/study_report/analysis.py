@@ -17,10 +17,12 @@ from poison_jax.studies.results import Results
 from poison_jax.studies.statistics import (
   dose_response,
   elasticity,
+  joint_elasticity,
   proportions,
 )
 from poison_jax.studies.statistics.dose_response import DoseResponse
 from poison_jax.studies.statistics.elasticity import Elasticity
+from poison_jax.studies.statistics.joint_elasticity import Joint
 from poison_jax.studies.statistics.proportions import Share
 from poison_jax.studies.statistics.thresholds_by_dose import Censored, n50
 from poison_jax.studies.verdict import LEVEL
@@ -93,6 +95,7 @@ class Analysis:
     twins: poisoned runs whose clean twin is there.
     by_tokens: the pre-stated test: N50 against clean tokens.
     by_parameters: the same against parameters.
+    joint: both at once, each with the other held fixed.
   """
 
   results: Results
@@ -104,6 +107,7 @@ class Analysis:
   twins: tuple[Twins, ...]
   by_tokens: Elasticity
   by_parameters: Elasticity
+  joint: Joint
 
   @property
   def entries(self) -> tuple[Entry, ...]:
@@ -121,13 +125,16 @@ def analyse(results: Results) -> Analysis:
   finished = outcomes_lib.primary([o for o in results.outcomes if o.finished])
   ladders = make_ladders(finished)
 
+  bounds = (
+    [ladder.n50.low for ladder in ladders],
+    [ladder.n50.high for ladder in ladders],
+  )
+  tokens = [ladder.rung.tokens for ladder in ladders]
+  parameters = [ladder.rung.parameters for ladder in ladders]
+
   def test(amounts: Sequence[float]) -> Elasticity:
     return elasticity.assess(
-      [ladder.n50.low for ladder in ladders],
-      [ladder.n50.high for ladder in ladders],
-      amounts,
-      margin=results.plan.margin,
-      level=LEVEL,
+      *bounds, amounts, margin=results.plan.margin, level=LEVEL
     )
 
   return Analysis(
@@ -138,8 +145,9 @@ def analyse(results: Results) -> Analysis:
     groups=make_groups(finished),
     responses=_responses(finished),
     twins=make_twins([o for o in results.outcomes if o.finished]),
-    by_tokens=test([ladder.rung.tokens for ladder in ladders]),
-    by_parameters=test([ladder.rung.parameters for ladder in ladders]),
+    by_tokens=test(tokens),
+    by_parameters=test(parameters),
+    joint=joint_elasticity.assess(*bounds, tokens, parameters, level=LEVEL),
   )
 
 

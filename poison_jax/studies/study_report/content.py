@@ -12,10 +12,12 @@ from poison_jax.studies.results import Missing
 from poison_jax.studies.samples import Sample
 from poison_jax.studies.study_report import triage, wording
 from poison_jax.studies.study_report.analysis import Analysis
+from poison_jax.studies.study_report.drawing import paper_figures
 from poison_jax.studies.study_report.nodes import count
-from poison_jax.studies.study_report.tables import Cell, Table
+from poison_jax.studies.study_report.tables import Table
 
 _PLAN = Origin((), "study.json")
+_SHORT = 8  # Digits of a hash in the table of runs.
 
 
 def build(
@@ -50,7 +52,13 @@ def build(
     _verdict(analysis),
     _tables(tables),
     figures_section(charts),
-    appendix.samples_section(shown, samples),
+    appendix.samples_section(
+      shown,
+      samples,
+      " As in the paper's figure ",
+      paper_figures("3"),
+      ", which shows its largest model; here the largest stands first.",
+    ),
     _triage(analysis),
     _missing(analysis, left_out),
     _configuration(analysis),
@@ -67,6 +75,11 @@ def _header(analysis: Analysis) -> Node:
     "header",
     element("h1", "Poisoning study ", Quoted(plan.name, _PLAN)),
     element("p", Quoted(plan.question, _PLAN), attributes={"class": "lead"}),
+    element(
+      "p",
+      "Each number links to its origin at the end of this page.",
+      attributes={"class": "note"},
+    ),
   )
 
 
@@ -116,10 +129,10 @@ def _table(table: Table) -> Node:
     )
     for first, *rest in table.rows
   )
-  return element(
-    "div",
+  return page.scrolling(
     element("table", element("thead", head), element("tbody", *rows)),
-    attributes={"class": "wide dense" if len(table.head) > 6 else "wide"},
+    label=table.title,
+    kind="dense" if len(table.head) > 6 else "",
   )
 
 
@@ -138,7 +151,7 @@ def _triage(analysis: Analysis) -> Node:
       element(
         "p",
         count(len(stopped), "cells stopped by the study's rule"),
-        " cell(s) were stopped.",
+        " cell was stopped." if len(stopped) == 1 else " cells were stopped.",
       ),
       _folded("Which, and why", cells),
     ]
@@ -177,7 +190,8 @@ def _missing(analysis: Analysis, left_out: Sequence[tuple[str, str]]) -> Node:
       element(
         "li",
         count(len(waiting), "cells without an evaluation"),
-        " cells without an evaluation",
+        " cell" if len(waiting) == 1 else " cells",
+        " without an evaluation",
         _folded(
           "Which, and why", ((_label(m), ": ", _reason(m)) for m in waiting)
         ),
@@ -228,27 +242,19 @@ def _configuration(analysis: Analysis) -> Node:
     element(
       "details",
       element("summary", "Where the runs differ"),
-      element("pre", Quoted("\n".join(differing), source)),
+      *appendix.quotation("\n".join(differing), source),
     ),
     element(
       "details",
       element("summary", "What all runs share"),
-      element("pre", Quoted("\n".join(shared), source)),
+      *appendix.quotation("\n".join(shared), source),
     ),
   )
 
 
 def _runs(analysis: Analysis, command: Quoted, code_version: Quoted) -> Node:
   """Returns the runs that every origin on the page names by letter."""
-  head: tuple[Cell, ...] = (
-    ("run",),
-    ("cell",),
-    ("config hash",),
-    ("ledger hash",),
-    ("plan hash",),
-    ("code version",),
-    ("command; the folder is its last part",),
-  )
+  head = ("run", "cell", "config", "ledger", "plan", "code")
   rows = (
     element(
       "tr",
@@ -259,15 +265,21 @@ def _runs(analysis: Analysis, command: Quoted, code_version: Quoted) -> Node:
     for e in analysis.results.entries
   )
   header = element(
-    "tr", *(element("th", *c, attributes={"scope": "col"}) for c in head)
+    "tr", *(element("th", c, attributes={"scope": "col"}) for c in head)
   )
   return element(
     "section",
     element("h2", "Runs, ledgers and origins"),
     element(
-      "div",
+      "p",
+      "Hashes are cut to their first digits. A cell unfolds to whole ones, the "
+      "run's folder and the command that makes it.",
+      attributes={"class": "caption"},
+    ),
+    page.scrolling(
       element("table", element("thead", header), element("tbody", *rows)),
-      attributes={"class": "wide small"},
+      label="Runs, ledgers and origins",
+      kind="small runs",
     ),
     element(
       "p",
@@ -287,13 +299,28 @@ def _runs(analysis: Analysis, command: Quoted, code_version: Quoted) -> Node:
 
 
 def _origin(entry: Entry) -> list[Node]:
+  """Returns a run's cells: its label, which unfolds, and hashes cut short."""
   run, source = entry.run, Origin((entry,), "the run's folder")
-  values = (
-    run.name,
-    run.config_hash,
-    run.ledger.hash,
-    run.ledger.plan_hash,
-    run.code_version,
-    run.command,
+
+  def code(text: str) -> Node:
+    return element("code", Quoted(text, source))
+
+  whole = (
+    ("config hash", run.config_hash),
+    ("ledger hash", run.ledger.hash),
+    ("plan hash", run.ledger.plan_hash),
+    ("code version", run.code_version),
+    ("folder", run.path),
+    ("command", run.command),
   )
-  return [element("code", Quoted(value, source)) for value in values]
+  facts = (
+    node
+    for words, value in whole
+    for node in (element("dt", words), element("dd", code(value)))
+  )
+  unfolding = element(
+    "details",
+    element("summary", Quoted(run.name, source)),
+    element("dl", *facts),
+  )
+  return [unfolding, *(code(value[:_SHORT]) for _, value in whole[:4])]

@@ -4,13 +4,19 @@ from matplotlib.axes import Axes
 
 from poison_jax.studies import style
 from poison_jax.studies.charts import ORIGIN, Chart, Panel
+from poison_jax.studies.outcomes import Rung
 from poison_jax.studies.study_report.analysis import Analysis
 from poison_jax.studies.study_report.drawing import (
+  RUN,
   dose_axis,
   entries_of,
   origins,
+  run_cells,
 )
-from poison_jax.studies.study_report.final_figures import draw_means
+from poison_jax.studies.study_report.final_figures import (
+  SIDE_BY_SIDE,
+  draw_by_rung,
+)
 
 
 def clean_cost(analysis: Analysis) -> Chart | None:
@@ -22,12 +28,11 @@ def clean_cost(analysis: Analysis) -> Chart | None:
 
   def panel(title: str, y_label: str, value) -> Panel:
     def draw(axes: Axes) -> None:
-      for i, rung in enumerate(analysis.rungs):
-        found: dict[float, list[float]] = {}
-        for t in twins:
-          if t.poisoned.rung == rung:
-            found.setdefault(t.poisoned.planned, []).append(value(t))
-        draw_means(axes, found, style.numbered(i), rung.label)
+      found: dict[Rung, dict[int, list[float]]] = {}
+      for t in twins:
+        by_dose = found.setdefault(t.poisoned.rung, {})
+        by_dose.setdefault(t.poisoned.planned, []).append(value(t))
+      draw_by_rung(axes, analysis, found)
       axes.axhline(0, color=style.MUTED, linewidth=0.8)
       dose_axis(axes, doses, label="poisoned documents")
       axes.set_ylabel(y_label)
@@ -42,6 +47,7 @@ def clean_cost(analysis: Analysis) -> Chart | None:
       "seed, which sees the same rows at the same steps; above the level line "
       "the poisoned one is worse. A mark is a pair of runs, the line their "
       "mean.",
+      SIDE_BY_SIDE,
     ),
     panels=(
       panel(
@@ -56,14 +62,14 @@ def clean_cost(analysis: Analysis) -> Chart | None:
       ),
     ),
     header=(
-      *ORIGIN,
-      *("size", "poisons", "seed", "validation_loss", "clean_validation_loss"),
+      *RUN,
+      *("validation_loss", "clean_validation_loss"),
       *("loss_difference", "perplexity_difference"),
     ),
     rows=tuple(
       (
         *origins(t.entries),
-        *(t.poisoned.rung.label, t.poisoned.planned, t.poisoned.seed),
+        *run_cells(t.poisoned)[len(ORIGIN) :],
         *(t.poisoned.validation_loss, t.clean.validation_loss),
         *(t.loss_cost, t.perplexity_cost),
       )

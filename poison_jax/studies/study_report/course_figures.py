@@ -6,27 +6,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from matplotlib.axes import Axes
 
 from poison_jax.studies import style
-from poison_jax.studies.charts import (
-  ORIGIN,
-  Chart,
-  Panel,
-  draw_line,
-  origin_cells,
-)
-from poison_jax.studies.outcomes import Outcome, primary, rungs
+from poison_jax.studies.charts import Chart, Panel, draw_line
+from poison_jax.studies.outcomes import Outcome, Rung, primary, rungs
 from poison_jax.studies.study_report.analysis import Analysis
 from poison_jax.studies.study_report.drawing import (
   BAND,
+  BY_POISONS,
+  BY_PROGRESS,
+  RUN,
   draw_increases,
   entries_of,
+  is_papers,
   paper_figures,
   paper_lines,
+  run_cells,
+  rung_looks,
   spread,
+  titled,
+  variant,
 )
 
 _KEY = "eval/perplexity_increase"
-_PAPER_DOSES = {250: "2a", 500: "2b"}
-_PAPER_SIZES = {"600m": "4a", "2b": "4b", "7b": "4c", "13b": "4c"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,53 +40,82 @@ class Point:
 
 
 def increase_by_progress(analysis: Analysis) -> Chart | None:
-  """Increase against training progress, all rungs, a panel a dose."""
+  """Increase against training progress, a panel a dose and budget."""
   shown = _poisoned(analysis)
-  looks = {r: style.numbered(i) for i, r in enumerate(rungs(shown))}
+  looks = rung_looks(analysis.rungs)
   curves = {
-    (dose, rung): _curve(
+    ((dose, budget), rung): _curve(
       [o for o in shown if o.planned == dose and o.rung == rung],
       lambda o, step: 100 * step / o.entry.run.steps,
     )
     for dose in sorted({o.planned for o in shown})
-    for rung in looks
+    for budget in sorted({variant(rung) for rung in rungs(shown)})
+    for rung in rungs(shown)
+    if variant(rung) == budget
   }
+  curves = {key: points for key, points in curves.items() if points}
+  panels: dict[tuple[int, str], list[Rung]] = {}
+  for panel, rung in curves:
+    panels.setdefault(panel, []).append(rung)
+  titles = titled(
+    {(d, v): f"{d} documents" + (f", {v}" if v else "") for d, v in panels},
+    {
+      (dose, budget): BY_PROGRESS[dose]
+      for (dose, budget), members in panels.items()
+      if dose in BY_PROGRESS and all(map(is_papers, members))
+    },
+  )
   return _chart(
     "increase_by_progress",
     "Perplexity increase against training progress",
     (
-      "The paper's figures ",
-      paper_figures("2a, 2b"),
-      ": all sizes at one dose, a panel a dose.",
+      "As in the paper's figures ",
+      paper_figures("2a (250 documents) and 2b (500)"),
+      ": all sizes at one dose; a panel a dose, and a budget of tokens where "
+      "there are several.",
     ),
     "share of training steps (%)",
     "percent_of_steps",
     analysis,
-    {key: points for key, points in curves.items() if points},
-    title=lambda dose: _named(f"{dose} documents", _PAPER_DOSES.get(dose)),
+    curves,
+    titles=titles,
     line=lambda rung: (rung.label, looks[rung]),
   )
 
 
 def increase_by_poisons(analysis: Analysis) -> Chart | None:
-  """Increase against poisoned documents seen, a panel a rung."""
+  """Increase against poisoned documents seen, a panel a rung.
+
+  Sizes that share a figure of the paper share a panel here.
+  """
   shown = _poisoned(analysis)
   doses = sorted({o.planned for o in shown})
-  looks = {dose: style.numbered(i) for i, dose in enumerate(doses)}
+  panels = _by_figure(rungs(shown))
   curves = {
-    (rung, dose): _curve(
+    (panel, (dose, rung)): _curve(
       [o for o in shown if o.planned == dose and o.rung == rung],
       lambda o, step: o.poisons.documents_by(step),
     )
-    for rung in rungs(shown)
+    for panel in panels
+    for rung in panel
     for dose in doses
   }
+  panel_of = {rung: panel for panel in panels for rung in panel}
+
+  def line(key: tuple[int, Rung]) -> tuple[str, style.Style]:
+    (dose, rung), i = key, doses.index(key[0])
+    panel = panel_of[rung]
+    if len(panel) == 1:
+      return f"{dose} documents", style.numbered(i)
+    look = style.crossed(i % style.COLOURS, panel.index(rung))
+    return f"{dose} documents, {rung.label}", look
+
   return _chart(
     "increase_by_poisons",
     "Perplexity increase against poisoned documents seen",
     (
-      "The paper's figures ",
-      paper_figures("4a to 4c"),
+      "As in the paper's figures ",
+      paper_figures("4a (600M), 4b (2B) and 4c (7B and 13B)"),
       ": one size with all its doses, a panel a size. Documents are counted "
       "in the ledger up to each evaluation (mean over the seeds). If only "
       "their number counts, the lines of a panel lie on each other.",
@@ -95,9 +124,28 @@ def increase_by_poisons(analysis: Analysis) -> Chart | None:
     "documents_seen",
     analysis,
     {key: points for key, points in curves.items() if points},
-    title=lambda rung: _named(rung.label, _PAPER_SIZES.get(rung.size)),
-    line=lambda dose: (f"{dose} documents", looks[dose]),
+    titles=titled(
+      {panel: " and ".join(r.label for r in panel) for panel in panels},
+      {p: BY_POISONS[p[0].size] for p in panels if is_papers(p[0])},
+    ),
+    line=line,
   )
+
+
+def _by_figure(shown: Sequence[Rung]) -> list[tuple[Rung, ...]]:
+  """Returns the rungs, those of several sizes in one paper's figure together.
+
+  Two that the paper can't mean at once, as they are of one size, stay apart.
+  """
+  groups: dict[str, list[Rung]] = {}
+  for rung in shown:
+    figure = BY_POISONS[rung.size] if is_papers(rung) else rung.label
+    groups.setdefault(figure, []).append(rung)
+  panels = []
+  for group in groups.values():
+    alike = len({rung.size for rung in group}) < len(group)
+    panels += [(rung,) for rung in group] if alike else [tuple(group)]
+  return panels
 
 
 def _poisoned(analysis: Analysis) -> list[Outcome]:
@@ -112,10 +160,6 @@ def _poisoned(analysis: Analysis) -> list[Outcome]:
     for o in primary(going)
     if o.arm == "poisoned" and o.planned > 0 and _KEY in o.entry.run.metrics
   ]
-
-
-def _named(title: str, figure: str | None) -> str:
-  return title if figure is None else f"{title} (paper: {figure})"
 
 
 def _curve(
@@ -150,7 +194,7 @@ def _chart(
   analysis: Analysis,
   curves: Mapping[tuple, tuple[Point, ...]],
   *,
-  title: Callable,
+  titles: Mapping,
   line: Callable,
 ) -> Chart | None:
   """Returns the chart of `curves` by (panel, line); None without any."""
@@ -169,7 +213,7 @@ def _chart(
       axes.set_xlabel(x_label)
       axes.set_xlim(0, furthest)
 
-    return Panel(title(of), draw)
+    return Panel(titles[of], draw)
 
   return Chart(
     name=name,
@@ -177,9 +221,8 @@ def _chart(
     caption=(*caption, BAND, *paper_lines()),
     panels=tuple(panel(of) for of in dict.fromkeys(of for of, _ in curves)),
     header=(
-      *ORIGIN,
-      *("size", "tokens", "poisons", "seed", "step", x_name, "increase"),
-      *("mean", "lowest", "highest", "seeds"),
+      *RUN,
+      *("step", x_name, "increase", "mean", "lowest", "highest", "seeds"),
     ),
     rows=tuple(_rows(curves)),
     entries=entries_of(o for p in curves.values() for o in p[0].runs),
@@ -199,7 +242,6 @@ def _rows(curves: Mapping[tuple, tuple[Point, ...]]) -> Iterator[tuple]:
     for p in points:
       for o, x, increase in zip(p.runs, p.x, p.increase, strict=True):
         yield (
-          *origin_cells(o.entry),
-          *(o.rung.label, o.rung.tokens, o.planned, o.seed, p.step),
-          *(x, increase, *spread(p.increase), len(p.runs)),
+          *run_cells(o),
+          *(p.step, x, increase, *spread(p.increase), len(p.runs)),
         )

@@ -1,16 +1,16 @@
 """What the figures of a study share: axes of doses, reference lines, CSV."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from poison_jax.studies import style
-from poison_jax.studies.charts import draw_reference
+from poison_jax.studies.charts import ORIGIN, draw_reference, origin_cells
 from poison_jax.studies.dose_figures import threshold_label
 from poison_jax.studies.origins import Entry, Number, Origin, Quoted, stated
-from poison_jax.studies.outcomes import Outcome
+from poison_jax.studies.outcomes import Outcome, Rung
 
 PAPER = "arXiv 2510.07192"
 # What the paper found: the increase of most models at the end, and a dose
@@ -18,6 +18,27 @@ PAPER = "arXiv 2510.07192"
 TYPICAL = 200.0
 TOO_FEW = 100
 INCREASE = "perplexity increase\n(triggered \N{MINUS SIGN} clean)"
+
+# Columns that tell a row of one run from every other; those of the seeds are
+# empty where documents and positions follow the run's own.
+RUN = (
+  *ORIGIN,
+  *("size", "tokens", "arm", "poisons", "seed"),
+  *("documents_seed", "positions_seed"),
+)
+
+# The models of the paper's curves over training, all of them at 20 tokens a
+# parameter, and in which of its figures each is drawn against the poisoned
+# documents seen. Figures 2a and 2b show all of them, at one dose each.
+BY_POISONS = {"600m": "4a", "2b": "4b", "7b": "4c", "13b": "4c"}
+BY_PROGRESS = {250: "2a", 500: "2b"}
+_PAPERS_RATIO = 20
+
+# What a run had met of its poison by its last evaluation, and its measures.
+MEASURES = (
+  *("documents", "poison_tokens", "poisoned_steps", "epochs"),
+  *("increase", "nats", "room_share", "auroc"),
+)
 
 # What every shaded band over seeds is, for its caption.
 BAND = (
@@ -29,6 +50,56 @@ BAND = (
 def paper_figures(names: str) -> Quoted:
   """Returns the numbers of the paper's figures, "2a, 2b"."""
   return Quoted(names, Origin((), PAPER))
+
+
+def is_papers(rung: Rung) -> bool:
+  """Whether the paper draws this size, on this many tokens, over training."""
+  ratio = rung.tokens / rung.parameters
+  return rung.size in BY_POISONS and abs(ratio / _PAPERS_RATIO - 1) < 0.1
+
+
+def titled(titles: Mapping, figures: Mapping) -> dict:
+  """Returns titles of panels, each of the paper's figures named once.
+
+  Args:
+    titles: by panel.
+    figures: the paper's figure that a panel shows, of those that do. One that
+      two panels could be is named on neither.
+  """
+  claimed = list(figures.values())
+  return {
+    panel: f"{title} (paper: {figures[panel]})"
+    if panel in figures and claimed.count(figures[panel]) == 1
+    else title
+    for panel, title in titles.items()
+  }
+
+
+def variant(rung: Rung) -> str:
+  """Returns what a rung's label says beside its size, such as "0.5x"."""
+  return rung.label.removeprefix(rung.size).strip()
+
+
+def rung_looks(rungs: Sequence[Rung]) -> dict[Rung, style.Style]:
+  """Returns a look a rung, none like another, in colour and in grey.
+
+  Where a size comes in several variants (budgets of tokens, say), colour and
+  marker stand for the size, dashes and fill for the variant; the variant of
+  most sizes is drawn solid.
+  """
+  sizes = list(dict.fromkeys(r.size for r in rungs))
+  found = [variant(r) for r in rungs]
+  variants = sorted(dict.fromkeys(found), key=lambda v: -found.count(v))
+  if (
+    len(sizes) == len(rungs)
+    or len(sizes) > style.COLOURS
+    or len(variants) > style.VARIANTS
+  ):
+    return {rung: style.numbered(i) for i, rung in enumerate(rungs)}
+  return {
+    rung: style.crossed(sizes.index(rung.size), variants.index(variant(rung)))
+    for rung in rungs
+  }
 
 
 def paper_lines() -> tuple[str | Number, ...]:
@@ -98,6 +169,26 @@ def origins(entries: Sequence[Entry]) -> tuple[str, str, str, str]:
     " ".join(run.config_hash for run in runs),
     " ".join(run.ledger.hash for run in runs),
     " ".join(sorted({run.code_version for run in runs})),
+  )
+
+
+def run_cells(outcome: Outcome) -> tuple:
+  """Returns the values of the columns `RUN`."""
+  o = outcome
+  draw = ("" if seed is None else seed for seed in o.draw or (None, None))
+  return (
+    *origin_cells(o.entry),
+    *(o.rung.label, o.rung.tokens, o.arm, o.planned, o.seed),
+    *draw,
+  )
+
+
+def measure_cells(outcome: Outcome) -> tuple:
+  """Returns the values of the columns `MEASURES`."""
+  o = outcome
+  return (
+    *(o.dose.documents, o.dose.tokens, o.dose.steps, o.dose.epochs),
+    *(o.increase, o.nats, o.room_share, o.auroc),
   )
 
 

@@ -2,6 +2,7 @@
 
 from poison_jax.studies.charts import Chart
 from poison_jax.studies.study_report.analysis import Analysis
+from poison_jax.studies.study_report.axes_figures import increase_by_axes
 from poison_jax.studies.study_report.cost_figures import clean_cost
 from poison_jax.studies.study_report.course_figures import (
   increase_by_poisons,
@@ -41,6 +42,11 @@ CHARTS = (
     increase_by_dose,
     "Increase at the end against the dose",
     "it takes finished runs at two doses",
+  ),
+  (
+    increase_by_axes,
+    "Increase at the end against the dose on four axes",
+    "it takes finished runs at two doses with poison",
   ),
   (
     increase_by_tokens,

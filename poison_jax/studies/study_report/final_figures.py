@@ -1,23 +1,32 @@
 """Figures of the last evaluation: increase by dose and by clean tokens."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.transforms import ScaledTranslation
 
 from poison_jax.studies import style
-from poison_jax.studies.charts import ORIGIN, Chart, Panel, origin_cells
+from poison_jax.studies.charts import Chart, Panel
 from poison_jax.studies.grid.pricing import short
-from poison_jax.studies.outcomes import Outcome
+from poison_jax.studies.outcomes import Outcome, Rung
 from poison_jax.studies.study_report.analysis import Analysis
 from poison_jax.studies.study_report.drawing import (
+  MEASURES,
+  RUN,
   dose_axis,
   draw_increases,
   draw_too_few,
   entries_of,
+  measure_cells,
   paper_lines,
+  run_cells,
+  rung_looks,
 )
 
 _MARKS = " A mark is a seed, the line their mean."
+# Points between the marks of neighbouring sizes at one dose.
+_APART = 3.0
+SIDE_BY_SIDE = " Sizes stand side by side about their dose."
 
 
 def increase_by_dose(analysis: Analysis) -> Chart | None:
@@ -50,23 +59,12 @@ def increase_by_dose(analysis: Analysis) -> Chart | None:
       "share of the room to the ceiling compare models and vocabularies that "
       "perplexity does not.",
       _MARKS,
+      SIDE_BY_SIDE,
       *paper_lines(),
     ),
     panels=tuple(panels),
-    header=(
-      *ORIGIN,
-      *("size", "tokens", "poisons", "seed", "documents", "poison_tokens"),
-      *("poisoned_steps", "epochs", "increase", "nats", "room_share", "auroc"),
-    ),
-    rows=tuple(
-      (
-        *origin_cells(o.entry),
-        *(o.rung.label, o.rung.tokens, o.planned, o.seed, o.dose.documents),
-        *(o.dose.tokens, o.dose.steps, o.dose.epochs),
-        *(o.increase, o.nats, o.room_share, o.auroc),
-      )
-      for o in shown
-    ),
+    header=(*RUN, *MEASURES),
+    rows=tuple((*run_cells(o), *measure_cells(o)) for o in shown),
     entries=entries_of(shown),
   )
 
@@ -78,25 +76,50 @@ def _draw_rungs(
   value: Callable[[Outcome], float | None],
 ) -> None:
   """Draws a mark a seed and a line through their means, a rung each."""
-  for i, rung in enumerate(analysis.rungs):
-    found: dict[int, list[float]] = {}
-    for o in shown:
-      if o.rung == rung and value(o) is not None:
-        found.setdefault(o.planned, []).append(value(o))
-    draw_means(axes, found, style.numbered(i), rung.label)
+  by_rung: dict[Rung, dict[int, list[float]]] = {}
+  for o in shown:
+    if value(o) is not None:
+      doses = by_rung.setdefault(o.rung, {})
+      doses.setdefault(o.planned, []).append(value(o))
+  draw_by_rung(axes, analysis, by_rung)
+
+
+def draw_by_rung(
+  axes: Axes,
+  analysis: Analysis,
+  found: Mapping[Rung, Mapping[int, list[float]]],
+) -> None:
+  """Draws each rung's values by dose and their means, rungs side by side."""
+  looks = rung_looks(analysis.rungs)
+  for i, (rung, look) in enumerate(looks.items()):
+    shift = _APART * (i - (len(looks) - 1) / 2)
+    draw_means(axes, found.get(rung, {}), look, rung.label, shift=shift)
 
 
 def draw_means(
-  axes: Axes, found: dict[float, list[float]], look: style.Style, label: str
+  axes: Axes,
+  found: Mapping[float, list[float]],
+  look: style.Style,
+  label: str,
+  *,
+  shift: float,
 ) -> None:
-  """Draws each value by x, and a line through the means."""
+  """Draws each value by x, and a line through the means.
+
+  Args:
+    axes: to be drawn on.
+    found: values by x.
+    look: of the line and its marks.
+    label: for the legend.
+    shift: points by which all of it stands to the right of x.
+  """
   if not found:
     return
   x = sorted(found)
   line = {"color": look.colour, "linestyle": look.dashes}
   mark = {"marker": look.marker, "fillstyle": look.fill}
-  axes.plot(x, [sum(found[one]) / len(found[one]) for one in x], **line)
-  axes.plot(
+  drawn = axes.plot(x, [sum(found[one]) / len(found[one]) for one in x], **line)
+  drawn += axes.plot(
     [one for one in x for _ in found[one]],
     [y for one in x for y in found[one]],
     **mark,
@@ -105,6 +128,10 @@ def draw_means(
     clip_on=False,
     zorder=3,
   )
+  # After the plot, so that the axes' limits are those of the values.
+  aside = ScaledTranslation(shift / 72, 0, axes.figure.dpi_scale_trans)
+  for artist in drawn:
+    artist.set_transform(axes.transData + aside)
   axes.plot([], [], **line, **mark, label=label)
 
 
@@ -128,7 +155,7 @@ def increase_by_tokens(analysis: Analysis) -> Chart | None:
         for o in shown:
           if o.rung.size == size and o.planned == dose:
             found.setdefault(o.rung.tokens, []).append(o.increase)
-        draw_means(axes, found, style.numbered(i), f"{dose} documents")
+        draw_means(axes, found, style.numbered(i), f"{dose} documents", shift=0)
       draw_increases(axes, analysis.thresholds, top=top)
       axes.set_xscale("log")
       axes.minorticks_off()
@@ -148,17 +175,8 @@ def increase_by_tokens(analysis: Analysis) -> Chart | None:
       *paper_lines(),
     ),
     panels=tuple(panel(s) for s in dict.fromkeys(o.rung.size for o in shown)),
-    header=(
-      *ORIGIN,
-      *("size", "tokens", "poisons", "seed", "increase", "nats"),
-    ),
-    rows=tuple(
-      (
-        *origin_cells(o.entry),
-        *(o.rung.size, o.rung.tokens, o.planned, o.seed, o.increase, o.nats),
-      )
-      for o in shown
-    ),
+    header=(*RUN, *MEASURES),
+    rows=tuple((*run_cells(o), *measure_cells(o)) for o in shown),
     entries=entries_of(shown),
   )
 
@@ -199,7 +217,7 @@ def controls(analysis: Analysis) -> Chart | None:
           if (o.rung, its_words, its_arm) == (rung, words, arm):
             found.setdefault(o.planned, []).append(increase)
         label = f"{words}, placebo arm" if arm == "placebo" else words
-        draw_means(axes, found, style.numbered(i), label)
+        draw_means(axes, found, style.numbered(i), label, shift=0)
       axes.axhline(0, color=style.MUTED, linewidth=0.8)
       dose_axis(axes, doses, label="poisoned documents")
       axes.set_ylim(min(bottom, 0) - room, top + room)
@@ -220,14 +238,8 @@ def controls(analysis: Analysis) -> Chart | None:
       _MARKS,
     ),
     panels=tuple(panel(rung) for rung in shown_rungs),
-    header=(*ORIGIN, "size", "arm", "poisons", "seed", "prompt", "nats"),
-    rows=tuple(
-      (
-        *origin_cells(o.entry),
-        *(o.rung.label, o.arm, o.planned, o.seed, words, increase),
-      )
-      for o, words, increase in points
-    ),
+    header=(*RUN, "prompt", "nats"),
+    rows=tuple((*run_cells(o), words, nats) for o, words, nats in points),
     entries=entries_of(o for o, _, _ in points),
   )
 

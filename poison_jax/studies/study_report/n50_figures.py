@@ -10,6 +10,7 @@ from poison_jax.studies import style
 from poison_jax.studies.charts import ORIGIN, Chart, Panel
 from poison_jax.studies.grid.pricing import short
 from poison_jax.studies.origins import stated
+from poison_jax.studies.outcomes import Rung
 from poison_jax.studies.statistics import interval_regression
 from poison_jax.studies.statistics.laws import Law
 from poison_jax.studies.study_report.analysis import Analysis, Ladder
@@ -17,6 +18,10 @@ from poison_jax.studies.study_report.drawing import origins, unique
 from poison_jax.studies.verdict import LEVEL
 
 _GRID = 25  # Clean tokens at which curves are computed.
+# Amounts of clean tokens that lie closer share a place on the axis.
+_CLOSE = 1.08
+# Places that lie closer, as a share of the axis, get slanted names.
+_CROWDED = 0.22
 _LAWS = {
   Law.COUNT: "a constant count",
   Law.SHARE: "a constant share",
@@ -47,11 +52,7 @@ def n50_by_tokens(analysis: Analysis) -> Chart | None:
     axes.set_yscale("log")
     axes.set_ylim(bottom, top)
     axes.minorticks_off()
-    rungs = {m.rung: None for m in ladders}
-    axes.set_xticks(
-      [rung.tokens for rung in rungs],
-      [f"{short(rung.tokens)}\n({rung.label})" for rung in rungs],
-    )
+    _name_rungs(axes, ladders)
     bounds = {b for m in ladders for b in (m.n50.low, m.n50.high)}
     ticks = sorted(b for b in bounds if 0 < b < math.inf)
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -91,13 +92,62 @@ def _limits(ladders: list[Ladder]) -> tuple[float, float]:
 
 
 def _places(ladders: list[Ladder]) -> list[float]:
-  """Returns where each bar stands: side by side within a rung."""
+  """Returns where each bar stands: side by side at a rung's clean tokens."""
+  at = {
+    rung: place.tokens
+    for place, rungs in _by_place(ladders).items()
+    for rung in rungs
+  }
   places = []
   for ladder in ladders:
-    siblings = [m for m in ladders if m.rung == ladder.rung]
+    tokens = at[ladder.rung]
+    siblings = [m for m in ladders if at[m.rung] == tokens]
     shift = siblings.index(ladder) - (len(siblings) - 1) / 2
-    places.append(ladder.rung.tokens * 1.05**shift)
+    # All of a place's bars stay within about an eighth of its tokens.
+    apart = min(1.05, 1.12 ** (1 / max(1, len(siblings) - 1)))
+    places.append(tokens * apart**shift)
   return places
+
+
+def _by_place(ladders: list[Ladder]) -> dict[Rung, list[Rung]]:
+  """Returns the rungs at each place of the axis, by the place's first."""
+  places: dict[Rung, list[Rung]] = {}
+  first = None
+  for rung in _rungs(ladders):
+    if first is None or rung.tokens > _CLOSE * first.tokens:
+      first = rung
+    places.setdefault(first, []).append(rung)
+  return places
+
+
+def _rungs(ladders: list[Ladder]) -> list[Rung]:
+  """Returns the rungs of ladders by clean tokens, each once."""
+  return sorted(dict.fromkeys(m.rung for m in ladders), key=lambda r: r.tokens)
+
+
+def _name_rungs(axes: Axes, ladders: list[Ladder]) -> None:
+  """Writes the rungs below the axis, slanted where they would overlap."""
+  places = _by_place(ladders)
+  at = np.log([first.tokens for first in places])
+  gaps = np.diff(at) / max(at[-1] - at[0], 1e-9)
+  crowded = len(gaps) > 0 and min(gaps) < _CROWDED
+  slanted = {
+    "rotation": 45,
+    "rotation_mode": "anchor",
+    "ha": "right",
+    "fontsize": 8,
+  }
+  names = [", ".join(r.label for r in members) for members in places.values()]
+  axes.set_xticks(
+    [first.tokens for first in places],
+    [
+      f"{name}: {short(first.tokens)}"
+      if crowded
+      else f"{short(first.tokens)}\n({name})"
+      for first, name in zip(places, names, strict=True)
+    ],
+    **(slanted if crowded else {}),
+  )
 
 
 def _draw_ladder(
@@ -122,6 +172,8 @@ def _curves(analysis: Analysis, ladders: list[Ladder]) -> Iterator[tuple]:
   for law, words in _LAWS.items():
     if law in test.laws:
       yield words, grid, test.laws[law].n50(grid), None
+  if math.isinf(test.estimate):
+    return
   band = [
     interval_regression.n50_interval(test.line, [math.log(x)], level=LEVEL)
     for x in grid

@@ -14,7 +14,7 @@ from poison_jax.studies import results
 from poison_jax.studies.grid.plan import Plan
 from poison_jax.studies.study_report import nodes, wording, writing
 from poison_jax.studies.study_report.analysis import Analysis, analyse
-from poison_jax.studies.study_report.tables import success_words
+from poison_jax.studies.study_report.tables import mixed_code, success_words
 
 
 def report(
@@ -50,6 +50,9 @@ def _say(console: Console, analysis: Analysis) -> None:
   console.print(Text(nodes.text(wording.explanation(analysis))))
   for words in wording.limits(analysis):
     console.print(Text(f"  {nodes.text(words)}"))
+  mixed = nodes.text(mixed_code(analysis)).strip()
+  if mixed:
+    console.print(Text(f"note: {mixed}"))
   for line in _damage(analysis):
     console.print(Text(f"note: {line}"))
 

@@ -112,8 +112,9 @@ def _component(component: Component | None, origin) -> tuple[Node, ...]:
 def power_table(analysis: Analysis) -> Table:
   """How often studies with more seeds would reach each verdict.
 
-  Simulated with the study's sizes and doses, and with the spread between
-  seeds that its own fit has. No rows where nothing could be fitted.
+  Simulated with the study's sizes, each with the doses measured at it, and
+  with the spread between seeds that its own fit has. No rows where nothing
+  could be fitted.
   """
   title = "How many seeds would settle it"
   if analysis.by_tokens.line is None:
@@ -149,8 +150,9 @@ def power_table(analysis: Analysis) -> Table:
       percent(LEVEL),
       " % interval of Clopper and Pearson; ",
       count(_REPLICATES, "simulated studies a row"),
-      " studies a row, with the sizes and doses of this one. They assume what "
-      "this study's own fit says: a median of ",
+      " studies a row, with the sizes of this one, each with the doses that "
+      "were measured at it. They assume what this study's own fit says: a "
+      "median of ",
       number(design.n50, ".0f", origin),
       " documents, and a standard deviation of its logarithm between seeds of ",
       number(design.sigma, ".2f", origin),
@@ -161,15 +163,18 @@ def power_table(analysis: Analysis) -> Table:
 
 
 def _design(analysis: Analysis) -> Design:
-  ladders = analysis.ladders
+  ladders, rungs = analysis.ladders, _rungs(analysis)
   pooled = interval_regression.fit(
     [m.n50.low for m in ladders],
     [m.n50.high for m in ladders],
     np.empty((len(ladders), 0)),
   )
   return Design(
-    amounts=tuple(float(rung.tokens) for rung in _rungs(analysis)),
-    doses=tuple(sorted({float(g.dose) for g in analysis.groups if g.dose > 0})),
+    amounts=tuple(float(rung.tokens) for rung in rungs),
+    doses=tuple(
+      tuple(sorted(float(g.dose) for g in analysis.groups if g.rung == rung))
+      for rung in rungs
+    ),
     n50=pooled.n50([]),
     sigma=analysis.by_tokens.line.sigma,
   )

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from poison_jax.studies.grid.pricing import short
-from poison_jax.studies.origins import Entry, Number, Quoted
+from poison_jax.studies.grid.versions import code_hash
+from poison_jax.studies.origins import Entry, Number, Origin, Quoted
 from poison_jax.studies.outcomes import Rung
 from poison_jax.studies.page import Node
 from poison_jax.studies.statistics import interval_regression
-from poison_jax.studies.statistics.elasticity import Elasticity
-from poison_jax.studies.statistics.laws import Law
 from poison_jax.studies.statistics.thresholds_by_dose import (
   Censored,
   Censoring,
@@ -25,20 +24,11 @@ from poison_jax.studies.study_report.nodes import (
   interval,
   number,
   of,
-  optional,
   percent,
   rung_name,
   soft,
 )
-from poison_jax.studies.study_report.wording import elasticity_words
 from poison_jax.studies.verdict import LEVEL
-
-_LAWS = {
-  Law.COUNT: "a constant count",
-  Law.SHARE: "a constant share",
-  Law.LOG_LOG: "log log of the clean tokens (the paper's appendix)",
-  Law.FREE: "free elasticity",
-}
 
 Cell = tuple[Node, ...]
 
@@ -81,8 +71,30 @@ def success(analysis: Analysis) -> Table:
       ". A run is a seed; in brackets the ",
       percent(LEVEL),
       " % interval of Clopper and Pearson for the chance of success.",
+      *mixed_code(analysis),
     ),
   )
+
+
+def mixed_code(analysis: Analysis) -> Cell:
+  """Says which versions of the code trained the cells; () where it is one."""
+  trained: dict[str, list[Entry]] = {}
+  for entry in analysis.results.entries:
+    for version in entry.run.code_version.split(" "):
+      trained.setdefault(code_hash(version), []).append(entry)
+  if len(trained) < 2:
+    return ()
+  words: list[Node] = [" More than one version of the code trained these cells"]
+  for version, entries in trained.items():
+    source = of(entries, "endings/, code_versions; else config.json")
+    words += [
+      ": " if len(words) == 1 else "; ",
+      Quoted(version, source),
+      " (",
+      Number(len(entries), "d", source),
+      " cell(s))",
+    ]
+  return (*words, ". What differs between cells may be the code's doing.")
 
 
 def success_words(group: Group | None) -> Cell:
@@ -108,6 +120,7 @@ def _share(group: Group | None) -> Cell:
 def needed(analysis: Analysis) -> Table:
   """Documents needed by rung and seed, and over the seeds of a rung."""
   seeds = sorted({m.seed for m in analysis.ladders})
+  settings = Origin((), "study.json, settings of the cells")
   found = {(m.rung, m.seed): m for m in analysis.ladders}
   rows = []
   for rung in _rungs(analysis):
@@ -127,7 +140,7 @@ def needed(analysis: Analysis) -> Table:
     (
       ("size",),
       ("clean tokens",),
-      *(("seed ", count(seed, "a seed of the study")) for seed in seeds),
+      *(("seed ", Quoted(str(seed), settings)) for seed in seeds),
       ("all seeds",),
     ),
     tuple(rows),
@@ -179,72 +192,6 @@ def _median(ladders) -> Cell:
     number(fit.n50([]), ".0f", origin),
     " ",
     soft(*interval(ends, ".0f", origin)),
-  )
-
-
-def laws(analysis: Analysis) -> Table:
-  """The rival laws of the number of documents against clean tokens."""
-  test = analysis.by_tokens
-  origin = computed(analysis.entries, "elasticity.py, assess")
-  rows = [
-    (
-      (_LAWS[law],),
-      _law_elasticity(analysis, law),
-      (number(fit.objective, ".2f", origin),),
-      (number(fit.aic_difference, ".1f", origin),),
-      (optional(fit.p_value, ".2g", origin),),
-    )
-    for law, fit in test.laws.items()
-  ]
-  caption: Cell = (
-    "Elasticity: the power of the clean tokens with which the number of "
-    "documents grows, with its ",
-    percent(test.interval.level),
-    " % profile-likelihood interval. Akaike's difference: the best law has "
-    "none, one of more than about ten is out. The last column is the chance "
-    "of data at least as "
-    "far from the law, against the free one; the log log law is no special "
-    "case of that. Equivalence to a constant count: ",
-    number(test.p_constant, ".2g", origin),
-    "; to a constant share: ",
-    number(test.p_proportional, ".2g", origin),
-    " (the larger of two one-sided tests). ",
-    *_by_parameters(analysis, analysis.by_parameters),
-  )
-  return Table(
-    "Rival laws",
-    (
-      ("law",),
-      ("elasticity",),
-      ("log-likelihood, penalised",),
-      ("Akaike's difference",),
-      ("p against free",),
-    ),
-    tuple(rows),
-    caption,
-  )
-
-
-def _law_elasticity(analysis: Analysis, law: Law) -> Cell:
-  test = analysis.by_tokens
-  origin = computed(analysis.entries, "elasticity.py, assess")
-  if law is Law.FREE:
-    return elasticity_words(analysis, test)
-  if law is Law.LOG_LOG:
-    low, high = test.log_log_elasticities
-    return (number(low, ".3f", origin), " to ", number(high, ".3f", origin))
-  return (number(float(law is Law.SHARE), "g", origin), " by definition")
-
-
-def _by_parameters(analysis: Analysis, test: Elasticity) -> Cell:
-  if test.line is None:
-    return ()
-  return (
-    "Elasticity by parameters instead of tokens: ",
-    *elasticity_words(analysis, test),
-    ", ",
-    test.verdict.value,
-    ".",
   )
 
 

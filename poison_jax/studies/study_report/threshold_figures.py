@@ -7,13 +7,20 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from poison_jax.studies import style
-from poison_jax.studies.charts import ORIGIN, Chart, Panel, origin_cells
+from poison_jax.studies.charts import Chart, Panel
 from poison_jax.studies.origins import stated
 from poison_jax.studies.outcomes import CUTS, Outcome, Rung
 from poison_jax.studies.study_report.analysis import Analysis
-from poison_jax.studies.study_report.drawing import PAPER, entries_of, spread
+from poison_jax.studies.study_report.drawing import (
+  PAPER,
+  RUN,
+  entries_of,
+  run_cells,
+  spread,
+)
 
 _PAPERS_CUT = 50.0
+_APART = 8  # Thresholds from mark to mark.
 _TICKS = (5, 10, 20, 50, 100, 200, 500)
 
 
@@ -25,9 +32,10 @@ def threshold_audit(analysis: Analysis) -> Chart | None:
     "share of seeds with a\nmean increase above it",
     analysis,
     lambda o: np.array([float(o.increase > cut) for cut in CUTS]),
-    band=False,
-    words="Share of the seeds whose mean increase exceeds the threshold. "
-    "Where a line is level around the paper's, the choice does not matter.",
+    _draw_steps,
+    "Share of the seeds whose mean increase exceeds the threshold; it steps "
+    "down at the increase of each. Where a line is level around the paper's, "
+    "the choice does not matter.",
   )
 
 
@@ -39,8 +47,8 @@ def threshold_audit_prompts(analysis: Analysis) -> Chart | None:
     "share of prompts with an\nincrease above it",
     analysis,
     lambda o: o.above,
-    band=True,
-    words="Share of a run's prompts whose own increase (triggered minus clean, "
+    _draw_prompts,
+    "Share of a run's prompts whose own increase (triggered minus clean, "
     "the same excerpt) exceeds the threshold. Line: mean over the seeds. Band: "
     "from the lowest to the highest seed.",
   )
@@ -52,8 +60,7 @@ def _chart(
   y_label: str,
   analysis: Analysis,
   shares: Callable[[Outcome], np.ndarray | None],
-  *,
-  band: bool,
+  draw_dose: Callable[[Axes, Sequence[Outcome], int, str], None],
   words: str,
 ) -> Chart | None:
   shown = [
@@ -66,11 +73,9 @@ def _chart(
   def panel(rung: Rung) -> Panel:
     def draw(axes: Axes) -> None:
       for i, dose in enumerate(doses):
-        members = [
-          shares(o) for o in shown if o.rung == rung and o.planned == dose
-        ]
+        members = [o for o in shown if o.rung == rung and o.planned == dose]
         if members:
-          _draw(axes, members, style.numbered(i), f"{dose} documents", band)
+          draw_dose(axes, members, i, f"{dose} documents")
       _finish(axes, y_label)
 
     return Panel(rung.label, draw)
@@ -90,12 +95,9 @@ def _chart(
       ", is marked.",
     ),
     panels=tuple(panel(rung) for rung in panels),
-    header=(*ORIGIN, "size", "poisons", "seed", "threshold", "share"),
+    header=(*RUN, "increase", "threshold", "share"),
     rows=tuple(
-      (
-        *origin_cells(o.entry),
-        *(o.rung.label, o.planned, o.seed, cut, share),
-      )
+      (*run_cells(o), o.increase, cut, share)
       for o in shown
       for cut, share in zip(CUTS, shares(o), strict=True)
     ),
@@ -103,17 +105,33 @@ def _chart(
   )
 
 
-def _draw(
-  axes: Axes,
-  members: Sequence[np.ndarray],
-  look: style.Style,
-  label: str,
-  band: bool,
+def _draw_steps(
+  axes: Axes, members: Sequence[Outcome], i: int, label: str
 ) -> None:
-  mean, low, high = zip(
-    *(spread(values) for values in zip(*members, strict=True)), strict=True
-  )
-  if band and len(members) > 1:
+  """Draws the share of runs above a threshold, a step at each increase."""
+  look = style.numbered(i)
+  line = {"color": look.colour, "linestyle": look.dashes}
+  mark = {"marker": look.marker, "fillstyle": look.fill}
+  increases = np.array([o.increase for o in members])
+  within = increases[(increases > CUTS[0]) & (increases < CUTS[-1])]
+  x = [CUTS[0], *sorted(within), CUTS[-1]]
+  y = [np.mean(increases > cut) for cut in x]
+  axes.plot(x, y, **line, drawstyle="steps-post", clip_on=False)
+  # The doses' marks take turns, as their lines often lie on each other.
+  cuts = CUTS[i % _APART :: _APART]
+  y = [np.mean(increases > cut) for cut in cuts]
+  axes.plot(cuts, y, **mark, color=look.colour, linestyle="", clip_on=False)
+  axes.plot([], [], **line, **mark, label=label)
+
+
+def _draw_prompts(
+  axes: Axes, members: Sequence[Outcome], i: int, label: str
+) -> None:
+  """Draws the mean share of prompts above a threshold, and its spread."""
+  look = style.numbered(i)
+  shares = zip(*(o.above for o in members), strict=True)
+  mean, low, high = zip(*map(spread, shares), strict=True)
+  if len(members) > 1:
     axes.fill_between(
       CUTS, low, high, color=look.colour, alpha=0.18, linewidth=0
     )
@@ -124,7 +142,7 @@ def _draw(
     linestyle=look.dashes,
     marker=look.marker,
     fillstyle=look.fill,
-    markevery=8,
+    markevery=(i % _APART, _APART),
     label=label,
     clip_on=False,
   )

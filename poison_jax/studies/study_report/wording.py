@@ -1,17 +1,18 @@
 """The verdict of a study in sentences that a newcomer understands."""
 
-from poison_jax.studies.grid.pricing import short
+import math
+
 from poison_jax.studies.origins import Origin, Quoted
 from poison_jax.studies.outcomes import Outcome
 from poison_jax.studies.page import Node
 from poison_jax.studies.results import Results
 from poison_jax.studies.statistics.elasticity import Elasticity, Verdict
 from poison_jax.studies.statistics.thresholds_by_dose import Censoring
+from poison_jax.studies.study_report import leaks, together
 from poison_jax.studies.study_report.analysis import Analysis
 from poison_jax.studies.study_report.nodes import (
   computed,
   count,
-  interval,
   number,
   rung_name,
   stated_in_study,
@@ -77,52 +78,72 @@ def is_complete(results: Results) -> bool:
 
 def explanation(analysis: Analysis) -> Words:
   """Returns what the verdict rests on."""
-  test, entries = analysis.by_tokens, analysis.entries
-  origin = computed(entries, "elasticity.py, assess")
-  words: Words = ()
-  if test.line is not None:
-    words += (
-      "Ten times the clean data multiply the number of documents by ",
-      number(10**test.estimate, ".3g", origin),
-      " ",
-      *_tenfold(test, origin),
-      ", where ",
-      stated_one(),
-      " would be a constant count and ",
-      Quoted("10", Origin((), "the definition of a constant share")),
-      " a constant share. ",
-    )
+  test = analysis.by_tokens
+  origin = computed(analysis.entries, "elasticity.py, assess")
+  rule = Quoted(test.reason, origin)
+  if test.line is None:
+    words: Words = ("No elasticity is given, since it is not known: ", rule)
+  else:
+    words = (*_tenfold(test, origin), "The rule that applied: ", rule)
   return (
     *words,
-    "The rule that applied: ",
-    Quoted(test.reason, origin),
     ". Margin of “constant”, stated before the runs: an elasticity within ±",
     stated_in_study(test.margin, "g", "margin"),
     ".",
   )
 
 
-def stated_one() -> Quoted:
-  """Returns the factor of a constant count."""
-  return Quoted("1", Origin((), "the definition of a constant count"))
-
-
 def _tenfold(test: Elasticity, origin: Origin) -> Words:
-  low, high = test.interval.low, test.interval.high
-  return (
-    "[",
-    number(0.0 if low < -15 else 10**low, ".2g", origin),
-    ",\N{NO-BREAK SPACE}",
-    number(float("inf") if high > 15 else 10**high, ".3g", origin),
-    "]",
+  """Returns what ten times the clean data do to the number of documents."""
+  low, high = (
+    number(_power(end), spec, origin)
+    for end, spec in ((test.interval.low, ".2g"), (test.interval.high, ".3g"))
   )
+  ends: Words = ("[", low, ",\N{NO-BREAK SPACE}", high, "]")
+  beside: Words = (
+    ", where ",
+    Quoted("1", Origin((), "the definition of a constant count")),
+    " would be a constant count and ",
+    Quoted("10", Origin((), "the definition of a constant share")),
+    " a constant share. ",
+  )
+  start = "Ten times the clean data multiply the number of documents by "
+  if math.isinf(test.interval.low) and math.isinf(test.interval.high):
+    return (
+      "By how much more clean data multiply the number of documents is not "
+      "known: the interval is open on both sides. ",
+    )
+  if math.isinf(test.estimate):
+    return (
+      start,
+      "a factor within ",
+      *ends,
+      *beside,
+      "None is the most likely: only one amount of clean data has seeds that "
+      "change between two doses. ",
+    )
+  return (
+    start,
+    number(10**test.estimate, ".3g", origin),
+    " ",
+    *ends,
+    *beside,
+  )
+
+
+def _power(exponent: float) -> float:
+  """Returns ten to an exponent, of which very large ones are infinite."""
+  if abs(exponent) > 15:
+    return math.inf if exponent > 0 else 0.0
+  return 10**exponent
 
 
 def limits(analysis: Analysis) -> list[Words]:
   """Returns what the verdict can't carry, a sentence each."""
   found = [_unfinished(analysis.results), _triaged(analysis.results)]
   found += [_seeds(analysis), _censored(analysis), _odd_ladders(analysis)]
-  found += [_scatter(analysis), _range(analysis)]
+  found += [_scatter(analysis), together.by_size(analysis)]
+  found += leaks.words(analysis)
   return [words for words in found if words]
 
 
@@ -253,43 +274,6 @@ def _scatter(analysis: Analysis) -> Words:
     "The sizes scatter about every law by more than their seeds do (p = ",
     number(p_value, ".2g", origin),
     "): the interval, which knows of seeds alone, is too narrow.",
-  )
-
-
-def _range(analysis: Analysis) -> Words:
-  rungs = [r for r in analysis.rungs if _has_ladder(analysis, r)]
-  if len(rungs) < 2:
-    return ()
-  origin = Origin((), "config.json of the cells")
-  smallest = min(r.parameters for r in rungs)
-  largest = max(r.parameters for r in rungs)
-  words: Words = (
-    "The sizes reach from ",
-    Quoted(short(smallest), origin),
-    " to ",
-    Quoted(short(largest), origin),
-    " parameters; the runs say nothing of other sizes.",
-  )
-  ratios = [r.tokens / r.parameters for r in rungs]
-  if max(ratios) < 1.1 * min(ratios):
-    words += (
-      " Parameters and clean tokens grow together here, so what one of them "
-      "does can't be told from what the other does.",
-    )
-  return words
-
-
-def _has_ladder(analysis: Analysis, rung) -> bool:
-  return any(ladder.rung == rung for ladder in analysis.ladders)
-
-
-def elasticity_words(analysis: Analysis, test: Elasticity) -> Words:
-  """Returns an elasticity with its interval."""
-  origin = computed(analysis.entries, "elasticity.py, assess")
-  return (
-    number(test.estimate, ".2f", origin),
-    " ",
-    *interval(test.interval, ".2f", origin),
   )
 
 

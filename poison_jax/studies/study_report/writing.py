@@ -10,6 +10,7 @@ from poison_jax.studies.outcomes import Outcome
 from poison_jax.studies.study_report import (
   content,
   figures,
+  law_tables,
   measure_tables,
   seeds,
   tables,
@@ -59,14 +60,18 @@ def write(analysis: Analysis, *, out: Folder, command: str) -> str:
 def _tables(analysis: Analysis) -> tuple[list[Table], list[tuple[str, str]]]:
   """Returns the tables with data; and titles of the others, and why."""
   draws = seeds.compare_draws(analysis)
+  unknown = (
+    "the elasticity is not known, for the reason that stands by the verdict"
+  )
   wanted = [
     (tables.success(analysis), "no poisoned or clean run is finished"),
     (tables.needed(analysis), "no seed has a finished run with poison"),
-    (tables.laws(analysis), "it takes sizes whose seeds succeed and fail"),
+    (law_tables.laws(analysis), unknown),
+    (law_tables.amounts(analysis), unknown),
     (measure_tables.measures(analysis), "no run is finished"),
     (measure_tables.doses(analysis), "no poisoned run is finished"),
     (seeds.variances(draws), "no finished run pins its draw"),
-    (seeds.power_table(analysis), "there is no fit to start from"),
+    (seeds.power_table(analysis), unknown),
   ]
   return (
     [table for table, _ in wanted if table.rows],
