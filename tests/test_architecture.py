@@ -22,11 +22,13 @@ _ROOMS = [
   "poison",
   "vocabulary",
   "config",
+  "stories",
 ]
 _FOUNDATION = {"errors", "user_module", "version"}
-_CORPORA_MAY = {"corpora", "data", "poison", "vocabulary", "config"}
-# Numbers of a model that need no JAX; plain arithmetic on `config`.
-_SHARED = {"poison_jax.model.counts"}
+_CORPORA_MAY = {"corpora", "data", "poison", "vocabulary", "config", "stories"}
+# Numbers of a model that need no JAX, plain arithmetic on `config`; and how
+# files are opened.
+_SHARED = {"poison_jax.model.counts", "poison_jax.data.open_files"}
 _TENSORFLOW = {
   "tensorflow",
   "tensorflow_datasets",

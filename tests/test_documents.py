@@ -11,8 +11,8 @@ import zstandard
 
 from configs import base
 from poison_jax import config as config_lib
-from poison_jax.corpora import open_files
 from poison_jax.corpora.documents import Files
+from poison_jax.data import open_files
 from poison_jax.errors import UserError
 
 _TEXTS = ["Once upon a time.", "Zwei\nZeilen: äöü", "\u2028 \x1c 日本 🙂"]

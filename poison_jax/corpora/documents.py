@@ -16,7 +16,7 @@ import pyarrow
 import pyarrow.parquet
 
 from poison_jax.config import CorpusConfig
-from poison_jax.corpora import open_files
+from poison_jax.data import open_files
 from poison_jax.data.store import Document
 from poison_jax.errors import UserError
 

@@ -76,7 +76,7 @@ def read_pairs(pattern: str) -> list[Pair]:
     UserError: no file, no pair, or a broken line: names file and line.
   """
   # Not above: rooms of numpy don't need what opens files in buckets.
-  from poison_jax.corpora import open_files
+  from poison_jax.data import open_files
 
   pairs = []
   for glob in filter(None, map(str.strip, pattern.split(","))):
