@@ -294,7 +294,11 @@ print(json.dumps([before, status("VmHWM"), size]))
 )
 @pytest.mark.slow
 def test_a_model_is_never_in_memory_twice(tmp_path):
-  """200 MB in 12 layers: at the most the model, and a tenth of it."""
+  """200 MB in 12 layers: a second copy would make it two at the most.
+
+  What comes on top of one, 0.1 to 0.2 in tries, are the tensors on their way
+  and what the allocator holds.
+  """
   fields = made_weights.config_json("llama_tied") | {
     "hidden_size": 512,
     "intermediate_size": 2048,
@@ -318,7 +322,7 @@ def test_a_model_is_never_in_memory_twice(tmp_path):
   assert result.returncode == 0, result.stderr
   before, most, size = json.loads(result.stdout)
   assert size > 200e6
-  assert most - before < 1.15 * size, (before, most, size)
+  assert most - before < 1.5 * size, (before, most, size)
 
 
 def _has_transformers() -> bool:
