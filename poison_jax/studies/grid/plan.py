@@ -1,7 +1,7 @@
 """A study's folder: `study.json`, and `cells/HASH/` a run each.
 
-What was stated before the first run (question, margin) can't be changed after
-it; cells can be added.
+What was stated before the first run (question, margin, triage) can't be changed
+after it; cells can be added.
 """
 
 import dataclasses

@@ -9,7 +9,7 @@ went to their end (`errors`), and should be before the rule is used.
 
 A stopped run has no measure at its end. It is treated as missing by
 `thresholds_by_dose.n50`, so a wrong stop widens an N50 and never moves it.
-Runs that final curves need must not be triaged: that is the caller's part.
+Runs that final curves need must not be triaged: `grid.triage` sees to that.
 """
 
 import dataclasses
